@@ -1,0 +1,198 @@
+"""The clock every training experiment is timed with. Imports no ML framework.
+
+A device works asynchronously: a step that has returned to Python may not have run yet. Time is
+therefore read only after `synchronize`, and `synchronize` is called only where a window of steps
+begins or ends, because a synchronization per step would itself slow the run down.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+WARMUP_STEPS = 3  # steps after the first one that the steady rate leaves out
+WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
+PROBE_SECONDS = 5.0  # length of the device-only probe
+
+
+class Window(NamedTuple):
+    """Consecutive steps timed together, from one synchronization to the next."""
+
+    steps: int
+    samples: int
+    seconds: float
+    whole: bool  # False when a smaller, last batch of an epoch is among the steps
+
+    @property
+    def rate(self) -> float:
+        """Samples per second."""
+        return self.samples / self.seconds
+
+
+class Clock:
+    """Times one training run: `start`, then `step` after every optimizer update, then `stop`.
+
+    Args:
+        batch_size: samples of a full batch.
+        samples_per_epoch: samples of one epoch.
+        epochs: epochs of the whole run.
+        synchronize: waits until the device has done all that was asked of it.
+        max_seconds: end the run after this many seconds of steady training; None runs every epoch.
+        now: the host's clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        samples_per_epoch: int,
+        epochs: int,
+        synchronize: Callable[[], None],
+        max_seconds: float | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ):
+        self.batch_size = batch_size
+        self.samples_per_epoch = samples_per_epoch
+        self.epochs = epochs
+        self.synchronize = synchronize
+        self.max_seconds = max_seconds
+        self.now = now
+        self.steps = 0
+        self.samples = 0
+        self.first_step_seconds = None
+        self.steady_start = None
+        self.total_seconds = None
+        self.windows: list[Window] = []
+
+    def start(self) -> None:
+        """Begin timing; call it right before the first batch is loaded."""
+        self.bar = tqdm(
+            total=self.max_seconds or self.samples_per_epoch * self.epochs,
+            desc=f"batch size {self.batch_size}",
+            unit="s" if self.max_seconds else " samples",
+            unit_scale=True,
+            position=1,
+            leave=False,
+            disable=None,
+        )
+        self.synchronize()
+        self.start_time = self.now()
+        self._open_window(self.start_time)
+
+    def step(self, samples: int, steps: int = 1) -> bool:
+        """Count `steps` optimizer updates on `samples` samples; True when the time is up."""
+        self.steps += steps
+        self.samples += samples
+        self._window_steps += steps
+        self._window_samples += samples
+        if self.first_step_seconds is None:
+            self.first_step_seconds = self._close_window().seconds
+            self._first_samples = samples
+        elif self.steady_start is None:
+            if self.steps > WARMUP_STEPS:
+                self._close_window()
+                self.steady_start = self._window_start
+        elif self.now() - self._window_start >= WINDOW_SECONDS:
+            window = self._close_window()
+            self.windows.append(window)
+            elapsed = self._window_start - self.steady_start
+            self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
+            self.bar.update((elapsed if self.max_seconds else self.samples) - self.bar.n)
+            return self.max_seconds is not None and elapsed >= self.max_seconds
+        return False
+
+    def stop(self) -> None:
+        """End timing; call it right after the last step."""
+        self.synchronize()
+        end = self.now()
+        self.total_seconds = end - self.start_time
+        # A short rest is evidence only when there is no full window.
+        if self.steady_start is not None and self._window_steps and not self.windows:
+            self.windows.append(self._close_window())
+        self.bar.close()
+
+    def measurement(self) -> dict:
+        """The timing columns of a row: seconds and samples per second; None where unknown."""
+        rate, rate_ci95 = steady_rate(self.windows)
+        extrapolated = self.samples < self.samples_per_epoch * self.epochs
+        if extrapolated:
+            rest = self.samples_per_epoch * self.epochs - self._first_samples
+            seconds = self.first_step_seconds + rest / rate
+        else:
+            seconds = self.total_seconds
+        epoch_seconds = seconds / self.epochs
+        return {
+            "avg_time_per_epoch": epoch_seconds,
+            "avg_time_per_epoch_ci95": epoch_seconds * rate_ci95 / rate if rate_ci95 else None,
+            "extrapolated": extrapolated,
+            "samples_per_second": rate,
+            "samples_per_second_ci95": rate_ci95,
+            "first_step_seconds": self.first_step_seconds,
+            "sustained_ratio": sustained_ratio(self.windows),
+            "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
+            "steps_per_epoch": math.ceil(self.samples_per_epoch / self.batch_size),
+        }
+
+    def _open_window(self, start: float) -> None:
+        self._window_start = start
+        self._window_steps = 0
+        self._window_samples = 0
+
+    def _close_window(self) -> Window:
+        self.synchronize()
+        end = self.now()
+        window = Window(
+            steps=self._window_steps,
+            samples=self._window_samples,
+            seconds=end - self._window_start,
+            whole=self._window_samples == self._window_steps * self.batch_size,
+        )
+        self._open_window(end)
+        return window
+
+
+def steady_windows(windows: list[Window]) -> list[Window]:
+    """The windows made of full batches only; all of them where there are no such windows."""
+    return [window for window in windows if window.whole] or windows
+
+
+def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
+    """Samples per second over all steady windows, and the half-width of its 95 % interval.
+
+    The interval is Student's t on the windows' rates; None with fewer than two windows.
+    """
+    windows = steady_windows(windows)
+    if not windows:
+        return None, None
+    rate = sum(w.samples for w in windows) / sum(w.seconds for w in windows)
+    if len(windows) < 2:
+        return rate, None
+    from scipy.stats import t
+
+    spread = statistics.stdev(window.rate for window in windows)
+    return rate, float(t.ppf(0.975, len(windows) - 1)) * spread / math.sqrt(len(windows))
+
+
+def sustained_ratio(windows: list[Window]) -> float | None:
+    """Rate of the last third of the windows over the first third; None with fewer than three."""
+    windows = steady_windows(windows)
+    third = len(windows) // 3
+    if not third:
+        return None
+    return steady_rate(windows[-third:])[0] / steady_rate(windows[:third])[0]
+
+
+def probe_device(
+    train_step: Callable[[], None], batch_size: int, synchronize: Callable[[], None]
+) -> float:
+    """Samples per second of `train_step` on a batch that already lies on the device."""
+    clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
+    clock.start()
+    time_is_up = False
+    while not time_is_up or len(clock.windows) < 2:
+        train_step()
+        time_is_up = clock.step(batch_size)
+    clock.stop()
+    return steady_rate(clock.windows)[0]
