@@ -1,11 +1,10 @@
-"""What every script shares: command line, data choice, sweep, results. Imports no ML framework.
+"""What every script shares: command line, data choice, sweep. Imports no ML framework.
 
 A sweep measures every batch size in a fresh process, so that memory of one never leaks into the
 next and a crash costs one row. A row is saved the moment its batch size ends.
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import re
@@ -24,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
 from tqdm import tqdm
+
+from utils_results import UnreadableResults, append_row, read_rows, to_cell
 
 PROJECT_VERSION = "0.1.0"  # raised whenever a number's meaning changes
 
@@ -263,3 +263,223 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ in OUT_OF_MEMORY_NAMES
         or (isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY_WORDS.search(str(error))))
     )  # fmt: skip
+
+
+# The sweep
+
+
+def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
+    """Measure every batch size of the command line, each in a fresh process, and exit.
+
+    Args:
+        prepare: `prepare(options)`: fetches data, returns the columns that every row shares.
+        measure: `measure(batch_size, options)`: trains, returns the columns it measured.
+            `options` are the command line's, with `data` as `prepare` settled it.
+    """
+    options = parse_arguments(experiment)
+    raise_open_files_limit()
+    rows, path = [], None
+    try:
+        require_writable(options.results_dir)
+        facts = settle(options, prepare)
+        path = experiment.results_path(options.results_dir, facts["machine"])
+        _, saved = read_rows(path)
+        announce(experiment, options, facts)
+        for row in measured_rows(options, facts, measure, saved):
+            rows.append(row)
+            save(path, row)
+            report(row)
+        summarize(rows, path)
+        sys.exit(any(failed(row) for row in rows))
+    except (UserError, UnreadableResults) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+    except KeyboardInterrupt:
+        where = f" in {path}" if rows else ""
+        print(f"\nInterrupted: {len(rows)} rows of this run are saved{where}.", file=sys.stderr)
+        sys.exit(130)
+
+
+def raise_open_files_limit() -> None:
+    """Data loaders need more open files than macOS' 256; setting the limit to infinity fails."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ceiling = 65536 if hard == resource.RLIM_INFINITY else hard
+    for limit in (65536, 10240, 8192, 4096):
+        if min(limit, ceiling) <= soft or soft == resource.RLIM_INFINITY:
+            return
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, ceiling), hard))
+            return
+        except (ValueError, OSError):
+            continue
+
+
+def require_writable(results_dir: Path) -> None:
+    """Raises UsageError unless files can be written to `results_dir` and the disk has room."""
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        probe = results_dir / f".writable_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"--results_dir={results_dir}: cannot be written ({error.strerror})"
+        ) from None
+    if shutil.disk_usage(results_dir).free < 100e6:
+        raise UserError(f"--results_dir={results_dir}: less than 0.1 GB is free on its disk")
+
+
+def settle(options: argparse.Namespace, prepare: Callable) -> dict:
+    """What a fresh process finds out before the first batch size: machine, device, data."""
+    outcome = run_in_fresh_process(prepare, options)
+    if outcome["status"] == "user_error":
+        raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
+    if outcome["status"] != "ok":
+        print(outcome.get("details", ""), file=sys.stderr)
+        raise UserError(f"preparation failed: {outcome['error']}")
+    facts = outcome["value"]
+    options.data = facts["data"]
+    facts["machine"] = options.machine_name or facts["machine"]
+    configuration = {name: getattr(options, name, None) for name in CONFIGURATION}
+    return {**{k: v for k, v in configuration.items() if v is not None}, **facts,
+            "project_version": PROJECT_VERSION}  # fmt: skip
+
+
+def announce(experiment: Experiment, options: argparse.Namespace, facts: dict) -> None:
+    sizes = ", ".join(map(str, options.batch_sizes))
+    print(
+        f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
+    )
+    print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
+    print(f"batch sizes {sizes}; {options.epochs} epochs each", flush=True)
+    busy = psutil.cpu_percent(interval=1.0)
+    if busy > 20:
+        print(f"Note: other programs keep the processor {busy:.0f} % busy; close them.", flush=True)
+
+
+def measured_rows(options, facts: dict, measure: Callable, saved: list[dict]):
+    """Yield a row per batch size; after one that ran out of memory, larger ones are skipped."""
+    too_large = float("inf")
+    bar = tqdm(options.batch_sizes, desc="sweep", unit=" batch sizes", disable=None)
+    measured_before = False
+    for batch_size in bar:
+        if batch_size > too_large:
+            tqdm.write(f"batch size {batch_size}: skipped, {too_large} did not fit into memory")
+            continue
+        if options.resume and has_good_row(saved, {**facts, "batch_size": batch_size}, options):
+            tqdm.write(f"batch size {batch_size}: skipped, it has a good row already (--resume)")
+            continue
+        if measured_before:
+            time.sleep(options.cooldown)
+        measured_before = True
+        row = measure_batch_size(batch_size, options, facts, measure)
+        if memory_ran_out(row):
+            too_large = min(too_large, batch_size)
+        yield row
+
+
+def has_good_row(saved: list[dict], row: dict, options: argparse.Namespace) -> bool:
+    """Whether `saved` holds an `ok` row of this configuration, whole unless time is limited."""
+    wanted = {name: to_cell(row.get(name)) for name in CONFIGURATION}
+    return any(
+        old.get("status") == "ok"
+        and all(old.get(name, "") == cell for name, cell in wanted.items())
+        and (options.max_seconds or old.get("extrapolated") == "False")
+        for old in saved
+    )
+
+
+def measure_batch_size(batch_size: int, options, facts: dict, measure: Callable) -> dict:
+    """The row of one batch size, whatever became of it."""
+    row = {"batch_size": batch_size, **facts}
+    row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    swapped = psutil.swap_memory().sout
+    outcome = run_in_fresh_process(measure, batch_size, options)
+    row["swap_written_gb"] = (psutil.swap_memory().sout - swapped) / 1e9
+    if outcome["status"] == "ok":
+        row |= outcome["value"]
+    else:
+        row["error"] = outcome["error"]
+        if outcome["status"] == "error":
+            tqdm.write(outcome.get("details", outcome["error"]), file=sys.stderr)
+    row["status"] = "error" if outcome["status"] == "user_error" else outcome["status"]
+    return row
+
+
+def memory_ran_out(row: dict) -> bool:
+    return row["status"] == "out_of_memory" or (
+        row["status"] == "killed" and "out of memory" in row["error"]
+    )
+
+
+def failed(row: dict) -> bool:
+    return row["status"] != "ok" and not memory_ran_out(row)
+
+
+def save(path: Path, row: dict) -> None:
+    """Append the row; where the disk refuses it, the terminal keeps it."""
+    try:
+        saved_in = append_row(path, row, COLUMNS)
+    except OSError as error:
+        tqdm.write(f"{path} cannot be written ({error.strerror}); the row: {row}", file=sys.stderr)
+        return
+    if saved_in != path:
+        tqdm.write(f"{path} can no longer be read back; the row is in {saved_in}", file=sys.stderr)
+
+
+def report(row: dict) -> None:
+    """One line for a finished batch size, and what a reader must know about its number."""
+    if row["status"] != "ok":
+        tqdm.write(f"batch size {row['batch_size']}: {row['status']}: {row['error']}")
+        return
+    rate = row["samples_per_second"]
+    speed = f", {rate:,.1f} samples/s" if rate else ""
+    tqdm.write(
+        f"batch size {row['batch_size']}: {row['avg_time_per_epoch']:.2f} s per epoch{speed}"
+    )
+    for verdict in verdicts(row):
+        tqdm.write(f"    {verdict}")
+
+
+def verdicts(row: dict) -> list[str]:
+    """Plain sentences on what, besides the accelerator, set the numbers of a good row."""
+    found = []
+    if (row.get("input_bound_percent") or 0) > 10:
+        found.append(
+            f"input bound: the data pipeline, not the accelerator, set this number "
+            f"({row['input_bound_percent']:.0f} % slower than the device alone)"
+        )
+    if (row.get("sustained_ratio") or 1) < 0.9:
+        found.append(f"throttled: it ended at {row['sustained_ratio']:.2f} of its first speed")
+    if row["swap_written_gb"] > 0.01:
+        found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
+    if row["extrapolated"]:
+        found.append(
+            "extrapolated: the epoch time is computed from the steady rate (--max_seconds)"
+        )
+    if row["data"] == "synthetic":
+        found.append("synthetic data")
+    return found
+
+
+def summarize(rows: list[dict], path: Path) -> None:
+    """The table at the end."""
+    if not rows:
+        print("Nothing was left to measure.")
+        return
+    import pandas as pd
+
+    shown = {
+        "batch_size": "batch size",
+        "avg_time_per_epoch": "s per epoch",
+        "avg_time_per_epoch_ci95": "+/-",
+        "samples_per_second": "samples/s",
+        "compute_samples_per_second": "device only",
+        "peak_memory_gb": "peak GB",
+        "status": "status",
+    }
+    table = pd.DataFrame(rows).reindex(columns=list(shown)).rename(columns=shown)
+    print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+    print(f"\nResults: {path}")

@@ -1,0 +1,72 @@
+"""Results files: read back strictly, appended to under a lock, replaced in one move.
+
+Cells are kept as the text they are, so that appending a row never changes an older one.
+"""
+
+import csv
+import os
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+
+class UnreadableResults(Exception):
+    """A results file whose rows cannot be told apart; it is left alone."""
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of a results file; empty where there is none.
+
+    Raises:
+        UnreadableResults: a line has more or fewer cells than the header, or is not text.
+    """
+    if not path.exists():
+        return [], []
+    try:
+        text = path.read_text(encoding="utf-8")
+        header, *lines = csv.reader(text.splitlines(keepends=True), strict=True)
+    except (ValueError, csv.Error) as error:
+        raise UnreadableResults(f"{path} is not a results file: {error or 'no header'}") from None
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(header):
+            raise UnreadableResults(
+                f"{path}: row {number} has {len(cells)} cells where the header has {len(header)}"
+            )
+    return header, [dict(zip(header, cells, strict=True)) for cells in lines]
+
+
+def append_row(path: Path, row: dict, columns: list[str]) -> Path:
+    """Add a row to the results file at `path`; returns the file it is in.
+
+    An older file with fewer columns gains the missing ones; its own columns are kept. A file that
+    cannot be read back is left alone, and the row goes into a new file beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        try:
+            header, rows = read_rows(path)
+        except UnreadableResults:
+            path = path.with_stem(f"{path.stem}_{time.time_ns()}")
+            header, rows = [], []
+        header = [*columns, *(name for name in header + list(row) if name not in columns)]
+        header = list(dict.fromkeys(header))
+        rows.append({name: to_cell(value) for name, value in row.items()})
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    return path
+
+
+def to_cell(value) -> str:
+    """Text of a value: six significant digits for a float, nothing for an unknown number."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return " ".join(str(value).split())
