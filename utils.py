@@ -29,18 +29,56 @@ from utils_results import UnreadableResults, append_row, read_rows, to_cell
 
 PROJECT_VERSION = "0.1.0"  # raised whenever a number's meaning changes
 
-COLUMNS = """
-    batch_size avg_time_per_epoch avg_time_per_epoch_ci95 extrapolated samples_per_second
-    samples_per_second_ci95 first_step_seconds compute_samples_per_second input_bound_percent
-    sustained_ratio tflops_per_second peak_memory_gb swap_written_gb train_loss status error epochs
-    steps_timed steps_per_epoch data precision compile channels_last device machine chip cpu_cores
-    gpu_cores memory_gb power os python framework project_version started_at
-""".split()
+COLUMNS = [
+    "batch_size",
+    "avg_time_per_epoch",
+    "avg_time_per_epoch_ci95",
+    "extrapolated",
+    "samples_per_second",
+    "samples_per_second_ci95",
+    "first_step_seconds",
+    "compute_samples_per_second",
+    "input_bound_percent",
+    "sustained_ratio",
+    "tflops_per_second",
+    "peak_memory_gb",
+    "swap_written_gb",
+    "train_loss",
+    "status",
+    "error",
+    "epochs",
+    "steps_timed",
+    "steps_per_epoch",
+    "data",
+    "precision",
+    "compile",
+    "channels_last",
+    "device",
+    "machine",
+    "chip",
+    "cpu_cores",
+    "gpu_cores",
+    "memory_gb",
+    "power",
+    "os",
+    "python",
+    "framework",
+    "project_version",
+    "started_at",
+]
 
 # Rows that agree in these columns measure the same thing.
-CONFIGURATION = """
-    batch_size epochs data precision compile channels_last device framework project_version
-""".split()
+CONFIGURATION = [
+    "batch_size",
+    "epochs",
+    "data",
+    "precision",
+    "compile",
+    "channels_last",
+    "device",
+    "framework",
+    "project_version",
+]
 
 
 class UserError(Exception):
@@ -190,14 +228,10 @@ def require_reachable(url: str, timeout: float = 10.0) -> None:
 # A fresh process
 
 
-class Outcome(dict):
-    """How a fresh process ended: `status`, then `value` or `error` (one line) and `details`."""
+def run_in_fresh_process(function: Callable, *arguments) -> dict:
+    """Call a top-level function in a spawned process; returns how it ended.
 
-
-def run_in_fresh_process(function: Callable, *arguments) -> Outcome:
-    """Call a top-level function in a spawned process and wait for how it ended.
-
-    Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
+    Keys: `status`, then `value`, or `error` (one line) and for an exception `details`. Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -221,11 +255,11 @@ def _call(sender, function: Callable, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        outcome = Outcome(status="ok", value=function(*arguments))
+        outcome = dict(status="ok", value=function(*arguments))
     except UserError as error:
-        outcome = Outcome(status="user_error", error=str(error), exit_code=error.exit_code)
+        outcome = dict(status="user_error", error=str(error), exit_code=error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever a model raises is this row's result
-        outcome = Outcome(
+        outcome = dict(
             status="out_of_memory" if is_out_of_memory(error) else "error",
             error=" ".join(f"{type(error).__name__}: {error}".split())[:300],
             details=traceback.format_exc(),
@@ -239,13 +273,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _outcome_of_exit_code(code: int) -> Outcome:
+def _outcome_of_exit_code(code: int) -> dict:
     if code >= 0:
-        return Outcome(status="error", error=f"the measuring process ended with exit code {code}")
+        return dict(status="error", error=f"the measuring process ended with exit code {code}")
     name = signal.Signals(-code).name
     # The system's out-of-memory killer sends SIGKILL; Metal aborts when an allocation fails.
     memory = " (often: out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
-    return Outcome(status="killed", error=f"ended by {name}{memory}", memory=bool(memory))
+    return dict(status="killed", error=f"ended by {name}{memory}")
 
 
 OUT_OF_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
@@ -261,8 +295,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ in OUT_OF_MEMORY_NAMES
-        or (isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY_WORDS.search(str(error))))
-    )  # fmt: skip
+        or isinstance(error, RuntimeError | OSError)
+        and OUT_OF_MEMORY_WORDS.search(str(error)) is not None
+    )
 
 
 # The sweep

@@ -1,0 +1,124 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#   "torch", "torchvision", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+# ]
+# ///
+"""How fast does this machine train a ResNet50 on CIFAR100 with PyTorch?
+
+Inside the clock: loading a batch from memory, moving it to the device, forward and backward pass,
+Adam's update. Outside: imports, download, building the model, evaluation (there is none).
+Model: torchvision's ResNet50 with 100 classes, untrained. Data: 50,000 images of 32x32x3.
+
+    python pytorch_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32"
+"""
+
+from urllib.error import URLError
+
+import utils
+
+EXPERIMENT = utils.Experiment(
+    description=__doc__,
+    backend="pytorch",
+    task="cv",
+    dataset="cifar100",
+    model="resnet50",
+    input_size=32,
+    epochs=5,
+    batch_sizes="16, 32, 64, 128, 256, 512, 1024",
+)
+NUM_CLASSES = 100
+NUM_SAMPLES = 50_000
+
+
+class InMemoryImages:
+    """uint8 images (N, 3, 32, 32) and labels (N,), of which DataLoader fetches a batch at once."""
+
+    def __init__(self, images, labels):
+        self.images = images
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitems__(self, indices):
+        return self.images[indices], self.labels[indices]
+
+
+def fetch(options) -> None:
+    """Bring CIFAR100 into the data directory and check it."""
+    from torchvision.datasets import CIFAR100
+
+    archive = options.data_dir / CIFAR100.filename
+    try:
+        CIFAR100(options.data_dir)
+        return
+    except RuntimeError:
+        pass  # not there, or damaged: torchvision fetches it again
+    if not archive.exists():
+        utils.require_reachable(CIFAR100.url)
+    try:
+        CIFAR100(options.data_dir, download=True)
+    except (ConnectionError, TimeoutError, URLError) as error:
+        raise utils.DataUnreachable(f"the download of {CIFAR100.url} broke off ({error})") from None
+    except (OSError, RuntimeError) as error:
+        raise utils.UserError(
+            f"--data_dir={options.data_dir}: CIFAR100 could not be put there ({error}); "
+            f"delete {archive} and try again"
+        ) from None
+
+
+def load_data(options) -> InMemoryImages:
+    """CIFAR100's training images, or random ones of the same number, shape and classes."""
+    import torch
+    from torchvision.datasets import CIFAR100
+
+    if options.data == "real":
+        dataset = CIFAR100(options.data_dir)
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        return InMemoryImages(images, torch.tensor(dataset.targets))
+    images = torch.randint(256, (NUM_SAMPLES, 3, 32, 32), dtype=torch.uint8)
+    return InMemoryImages(images, torch.randint(NUM_CLASSES, (NUM_SAMPLES,)))
+
+
+def make_loader(dataset, batch_size: int, device):
+    """Shuffled batches, gathered from memory by plain indexing: no workers, no per-image Python."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=tuple,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def prepare(options) -> dict:
+    """Settle device and data once per sweep; returns the columns that all rows share."""
+    import utils_pytorch
+
+    device = utils_pytorch.start(options)
+    data = utils.choose_data(options.data, lambda: fetch(options))
+    return utils_pytorch.facts(device) | {"data": data}
+
+
+def measure(batch_size: int, options) -> dict:
+    """Train ResNet50 at one batch size; returns the measured columns of its row."""
+    import torch
+    from torchvision.models import resnet50
+
+    import utils_pytorch
+
+    device = utils_pytorch.start(options)
+    loader = make_loader(load_data(options), batch_size, device)
+    model = resnet50(num_classes=NUM_CLASSES).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loss_function = torch.nn.CrossEntropyLoss()
+    return utils_pytorch.measure_training(
+        model, loader, loss_function, optimizer, device, batch_size, options
+    )
+
+
+if __name__ == "__main__":
+    utils.sweep(EXPERIMENT, prepare, measure)

@@ -1,0 +1,188 @@
+"""The one PyTorch protocol: device, precision, training loop, device-only probe, memory, FLOPs."""
+
+import contextlib
+import resource
+import sys
+import warnings
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import utils_machine
+from utils import UsageError
+from utils_clock import Clock, probe_device
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def start(options) -> torch.device:
+    """Seed, choose the device, and make sure that it does the precision asked for.
+
+    `fp32` is true float32: TF32, which NVIDIA cards otherwise use for convolutions, is off.
+
+    Raises:
+        UsageError: the device is missing, or cannot compute in the precision.
+    """
+    device = choose_device(options.device)
+    torch.manual_seed(options.seed)
+    torch.backends.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = True
+    require_precision(device, options.precision)
+    return device
+
+
+def choose_device(name: str) -> torch.device:
+    """MPS, then CUDA, then CPU for `auto`; else the device of that name."""
+    if name == "auto":
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "mps": torch.backends.mps.is_available(),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+    }[device.type]
+    if not there:
+        raise UsageError(f"--device={name}: PyTorch {torch.__version__} sees no such device here")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def require_precision(device: torch.device, precision: str) -> None:
+    """Raises UsageError unless autocast really computes in `precision` on `device`."""
+    matrix = torch.ones(8, 8, device=device)
+    try:
+        # An unsupported type only warns, and computes in float32.
+        with warnings.catch_warnings(), autocast(device, precision):
+            warnings.simplefilter("ignore")
+            computed_in = (matrix @ matrix).dtype
+    except RuntimeError:
+        computed_in = None
+    if computed_in != DTYPES[precision]:
+        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32")
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which forward passes and losses are computed."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+def facts(device: torch.device) -> dict:
+    """The machine columns of a row, of the device that is really used."""
+    machine = utils_machine.machine_facts()
+    name = size = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, size = properties.name, properties.total_memory
+    return {
+        **machine,
+        "device": f"{device.type} ({name})" if name else device.type,
+        "machine": utils_machine.machine_tag(machine, device.type, name, size),
+        "framework": f"torch {torch.__version__}",
+    }
+
+
+def synchronize(device: torch.device):
+    """A function that waits until `device` has done all its work."""
+    if device.type == "cpu":
+        return lambda: None
+    return torch.accelerator.synchronize
+
+
+def normalize(images: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) of 0 to 255 as float32 of -1 to 1, on the device they are on."""
+    return images.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1)
+
+
+def measure_training(model, loader, loss_function, optimizer, device, batch_size, options) -> dict:
+    """Train an image classifier under the shared clock, then probe the device alone.
+
+    Args:
+        loader: yields uint8 images (N, 3, H, W) and int64 labels (N,) on the host.
+
+    Returns:
+        The measured columns of a row.
+    """
+    samples = len(loader.dataset)
+    if batch_size > samples:
+        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format).train()
+    forward = torch.compile(model) if options.compile else model
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+
+    def forward_loss(network, images, labels):
+        images = images.to(device, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        with autocast(device, options.precision):
+            return loss_function(network(normalize(images, memory_format)), labels)
+
+    def train_step(images, labels):
+        optimizer.zero_grad()
+        loss = forward_loss(forward, images, labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    clock = Clock(batch_size, samples, options.epochs, synchronize(device), options.max_seconds)
+    batch, loss = train(train_step, loader, options.epochs, clock)
+    row = clock.measurement() | {
+        "train_loss": loss.item(),
+        "peak_memory_gb": peak_memory_gb(device),
+    }
+    images, labels = (part.to(device) for part in batch)
+    row["compute_samples_per_second"] = probe_device(
+        lambda: train_step(images, labels), len(labels), synchronize(device)
+    )
+    if rate := row["samples_per_second"]:
+        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
+        # Two samples are enough: the work of a step grows with the batch.
+        flops = count_flops(lambda: forward_loss(model, images[:2], labels[:2]).backward())
+        row["tflops_per_second"] = flops / len(images[:2]) * rate / 1e12
+    return row
+
+
+def train(train_step, loader, epochs: int, clock: Clock):
+    """Train for `epochs`, or until the clock says that the time is up.
+
+    Returns:
+        A full batch, and the mean loss (a scalar tensor) of the last epoch's steps.
+    """
+    clock.start()
+    for _ in range(epochs):
+        losses = 0.0
+        steps = 0
+        time_is_up = False
+        for batch in loader:
+            losses = losses + train_step(*batch)
+            steps += 1
+            if steps == 1:
+                full_batch = batch
+            time_is_up = clock.step(len(batch[1]))
+            if time_is_up:
+                break
+        if time_is_up:
+            break
+    clock.stop()
+    return full_batch, losses / steps
+
+
+def count_flops(step) -> int:
+    """Floating-point operations of `step`: matrix products and convolutions, both passes."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The device's peak allocation; on the CPU the peak resident size of this process. 1e9 bytes."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated() / 1e9
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
