@@ -231,7 +231,8 @@ def require_reachable(url: str, timeout: float = 10.0) -> None:
 def run_in_fresh_process(function: Callable, *arguments) -> dict:
     """Call a top-level function in a spawned process; returns how it ended.
 
-    Keys: `status`, then `value`, or `error` (one line) and for an exception `details`. Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
+    Keys: `status`, then `value`, or `error` (one line) and for an exception `details`.
+    Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

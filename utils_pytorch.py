@@ -180,7 +180,7 @@ def count_flops(step) -> int:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The device's peak allocation; on the CPU the peak resident size of this process. 1e9 bytes."""
+    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated() / 1e9
     # Linux counts in KiB, macOS in bytes.

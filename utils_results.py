@@ -19,7 +19,8 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Header and rows of a results file; empty where there is none.
 
     Raises:
-        UnreadableResults: a line has more or fewer cells than the header, or is not text.
+        UnreadableResults: a line has more or fewer cells than the header or no end, or the file
+            is not text.
     """
     if not path.exists():
         return [], []
@@ -28,6 +29,8 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         header, *lines = csv.reader(text.splitlines(keepends=True), strict=True)
     except (ValueError, csv.Error) as error:
         raise UnreadableResults(f"{path} is not a results file: {error or 'no header'}") from None
+    if not text.endswith("\n"):
+        raise UnreadableResults(f"{path}: its last line is torn (no line end)")
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):
             raise UnreadableResults(

@@ -1,0 +1,112 @@
+"""The clock on a fake asynchronous device: steps are queued and only run at `synchronize`."""
+
+import pytest
+
+import utils_clock
+from utils_clock import Clock, Window, steady_rate, sustained_ratio
+
+STEP_SECONDS = 0.05  # on the device
+QUEUE_SECONDS = 0.02  # on the host
+
+
+class FakeDevice:
+    """A host clock and a device that lags behind it."""
+
+    def __init__(self):
+        self.time = 0.0
+        self.done_at = 0.0
+        self.synchronizations = 0
+
+    def now(self):
+        return self.time
+
+    def queue(self, seconds=STEP_SECONDS):
+        self.time += QUEUE_SECONDS
+        self.done_at = max(self.done_at, self.time) + seconds
+
+    def synchronize(self):
+        self.synchronizations += 1
+        self.time = max(self.time, self.done_at)
+
+
+def run(device, clock, batches, step_seconds=STEP_SECONDS):
+    clock.start()
+    for samples in batches:
+        device.queue(step_seconds)
+        if clock.step(samples):
+            break
+    clock.stop()
+    return clock.measurement()
+
+
+def test_rate_is_the_devices_not_the_hosts():
+    device = FakeDevice()
+    row = run(device, Clock(8, 1600, 1, device.synchronize, now=device.now), [8] * 200)
+    # The host alone could queue 400 samples a second.
+    assert row["samples_per_second"] == pytest.approx(8 / STEP_SECONDS, rel=0.05)
+    assert row["avg_time_per_epoch"] == pytest.approx(200 * STEP_SECONDS, rel=0.05)
+    assert row["first_step_seconds"] == pytest.approx(QUEUE_SECONDS + STEP_SECONDS)
+
+
+def test_no_synchronization_at_all_is_noticed():
+    """The planted error: without synchronization the clock reports the host's queueing rate."""
+    device = FakeDevice()
+    row = run(device, Clock(8, 1600, 1, lambda: None, now=device.now), [8] * 200)
+    assert row["samples_per_second"] == pytest.approx(8 / QUEUE_SECONDS, rel=0.01)
+
+
+def test_device_is_not_synchronized_every_step():
+    device = FakeDevice()
+    clock = Clock(8, 1600, 1, device.synchronize, now=device.now)
+    run(device, clock, [8] * 200)
+    # Start, first step, end of warm-up, stop; and one at the end of each window.
+    assert device.synchronizations == 4 + len(clock.windows)
+    assert len(clock.windows) <= 200 / 10
+
+
+def test_max_seconds_extrapolates_to_the_whole_epoch():
+    whole, part = FakeDevice(), FakeDevice()
+    full = run(whole, Clock(8, 8000, 1, whole.synchronize, now=whole.now), [8] * 1000)
+    clock = Clock(8, 8000, 1, part.synchronize, max_seconds=5, now=part.now)
+    estimate = run(part, clock, [8] * 1000)
+    assert estimate["extrapolated"] and not full["extrapolated"]
+    assert part.time < 8
+    assert estimate["avg_time_per_epoch"] == pytest.approx(full["avg_time_per_epoch"], rel=0.03)
+
+
+def test_smaller_last_batch_is_left_out_of_the_rate():
+    device = FakeDevice()
+    clock = Clock(8, 8 * 99 + 1, 2, device.synchronize, now=device.now)
+    batches = ([8] * 99 + [1]) * 2
+    row = run(device, clock, batches)
+    assert any(not window.whole for window in clock.windows)
+    whole = [w.samples / w.seconds for w in clock.windows if w.whole]
+    assert min(whole) <= row["samples_per_second"] <= max(whole)
+
+
+def test_run_too_short_for_a_steady_rate_has_none():
+    device = FakeDevice()
+    row = run(device, Clock(8, 16, 1, device.synchronize, now=device.now), [8, 8])
+    assert row["samples_per_second"] is None
+    assert row["avg_time_per_epoch"] > 0
+
+
+def test_interval_and_sustained_ratio_by_hand():
+    windows = [Window(1, samples, 1.0, True) for samples in (10, 12, 14)]
+    rate, half_width = steady_rate(windows)
+    assert rate == 12
+    assert half_width == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
+    assert sustained_ratio(windows) == pytest.approx(1.4)
+
+
+def test_probe_trains_at_least_two_windows(monkeypatch):
+    monkeypatch.setattr(utils_clock, "PROBE_SECONDS", 0.1)
+    steps = []
+
+    def step():
+        utils_clock.time.sleep(0.2)
+        steps.append(1)
+
+    rate = utils_clock.probe_device(step, 4, lambda: None)
+    assert rate == pytest.approx(20, rel=0.2)
+    assert len(steps) >= 1 + utils_clock.WARMUP_STEPS + 4
