@@ -1,0 +1,95 @@
+"""What the PyTorch protocol costs: ratios of two things measured in one run, interleaved.
+
+    python benchmark_pytorch.py
+
+Loader: CIFAR100's batches gathered from memory, against a per-image DataLoader with two workers
+(PIL image to tensor, as most tutorials do it). Loop: the shared training loop with its clock,
+against a bare one of the same model and batch.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models import resnet50
+from torchvision.transforms.functional import to_pil_image, to_tensor
+
+import pytorch_test_computer_vision_cifar100 as script
+import utils_pytorch
+from utils_clock import Clock
+
+CPU = torch.device("cpu")
+
+
+class PerImage(Dataset):
+    """The same images, one at a time, the way torchvision's CIFAR100 with ToTensor gives them."""
+
+    def __init__(self, data):
+        self.images = [to_pil_image(image) for image in data.images]
+        self.labels = data.labels.tolist()
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return to_tensor(self.images[index]), self.labels[index]
+
+
+def loader_rate(loader) -> float:
+    """Samples per second of one pass, after the workers have started."""
+    batches = iter(loader)
+    next(batches)
+    start = time.perf_counter()
+    samples = sum(len(labels) for _, labels in batches)
+    return samples / (time.perf_counter() - start)
+
+
+def loader_ratio(batch_size: int, rounds: int = 3) -> float:
+    """Median over rounds of our loader's rate divided by the usual one's."""
+    data = script.load_data(argparse.Namespace(data="synthetic"))
+    ours = script.make_loader(data, batch_size, CPU)
+    usual = DataLoader(PerImage(data), batch_size, shuffle=True, num_workers=2)
+    return statistics.median(loader_rate(ours) / loader_rate(usual) for _ in range(rounds))
+
+
+def loop_ratio(batch_size: int = 32, steps: int = 12, pairs: int = 9) -> float:
+    """Median over interleaved pairs of the bare loop's seconds divided by the shared loop's."""
+    model = resnet50(num_classes=script.NUM_CLASSES).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loss_function = torch.nn.CrossEntropyLoss()
+    images = torch.randint(256, (batch_size * steps, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(script.NUM_CLASSES, (batch_size * steps,))
+    loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, CPU)
+
+    def train_step(images, labels):
+        optimizer.zero_grad()
+        loss = loss_function(
+            model(utils_pytorch.normalize(images, torch.contiguous_format)), labels
+        )
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def bare():
+        for images, labels in loader:
+            train_step(images, labels)
+
+    def shared():
+        clock = Clock(batch_size, len(loader.dataset), 1, lambda: None)
+        utils_pytorch.train(train_step, loader, 1, clock)
+
+    def timed(loop) -> float:
+        start = time.perf_counter()
+        loop()
+        return time.perf_counter() - start
+
+    bare()
+    return statistics.median(timed(bare) / timed(shared) for _ in range(pairs))
+
+
+if __name__ == "__main__":
+    for size, target in ((1024, 5), (32, 1)):
+        print(f"loader, batch size {size}: {loader_ratio(size):.2f} (target {target})", flush=True)
+    print(f"training loop: {loop_ratio():.3f} (target 0.98)")

@@ -1,0 +1,171 @@
+"""CIFAR100's real loading code on a small archive in the true format, and what training does."""
+
+import argparse
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR100
+
+import pytorch_test_computer_vision_cifar100 as script
+import utils
+import utils_pytorch
+
+IMAGES = 64
+
+
+def cifar100_archive() -> tuple[bytes, dict[str, str]]:
+    """A cifar-100-python.tar.gz of few images, and the MD5 sum of each file in it."""
+    random = np.random.default_rng(0)
+    files = {}
+    for name, count in (("train", IMAGES), ("test", 8)):
+        files[name] = {
+            "filenames": [f"{i}.png" for i in range(count)],
+            "fine_labels": [i % 100 for i in range(count)],
+            "coarse_labels": [i % 20 for i in range(count)],
+            "data": random.integers(256, size=(count, 3072), dtype=np.uint8),
+        }
+    files["meta"] = {
+        "fine_label_names": [f"fine {i}" for i in range(100)],
+        "coarse_label_names": [f"coarse {i}" for i in range(20)],
+    }
+    buffer, sums = io.BytesIO(), {}
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            data = pickle.dumps(content)
+            sums[name] = hashlib.md5(data).hexdigest()
+            entry = tarfile.TarInfo(f"cifar-100-python/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue(), sums
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves the archive over loopback, where torchvision is told to find it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    archive, sums = cifar100_archive()
+    (folder / "cifar-100-python.tar.gz").write_bytes(archive)
+    requests = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, code="-", size="-"):
+            requests.append(self.command)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
+    http.requests = requests
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{http.server_port}/cifar-100-python.tar.gz"
+    monkeypatch.setattr(CIFAR100, "url", url)
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    yield http
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def options(tmp_path):
+    return argparse.Namespace(
+        data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
+        channels_last=False, seed=1, epochs=1, max_seconds=None,
+    )  # fmt: skip
+
+
+def test_download_once_then_reuse(server, options):
+    assert script.prepare(options)["data"] == "real"
+    assert "GET" in server.requests
+    server.requests.clear()
+    assert script.prepare(options)["data"] == "real"
+    assert server.requests == []
+
+
+def test_images_and_fine_labels_are_those_of_the_archive(server, options):
+    options.data = script.prepare(options)["data"]
+    dataset = script.load_data(options)
+    expected = np.random.default_rng(0).integers(256, size=(IMAGES, 3072), dtype=np.uint8)
+    assert torch.equal(dataset.images, torch.from_numpy(expected).reshape(IMAGES, 3, 32, 32))
+    assert dataset.labels.tolist() == [i % 100 for i in range(IMAGES)]
+
+
+def test_broken_checksum_is_an_error_not_a_fallback(server, options, monkeypatch):
+    monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
+    with pytest.raises(utils.UserError, match="--data_dir.*delete"):
+        script.prepare(options)
+
+
+def test_unreachable_server(server, options, monkeypatch):
+    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
+    assert script.prepare(options)["data"] == "synthetic"
+    options.data = "real"
+    with pytest.raises(utils.UserError, match="--data=real"):
+        script.prepare(options)
+
+
+def test_twin_has_the_real_datas_shape(options):
+    options.data = "synthetic"
+    dataset = script.load_data(options)
+    assert (dataset.images.shape, dataset.images.dtype) == ((50_000, 3, 32, 32), torch.uint8)
+    assert (len(dataset), int(dataset.labels.max())) == (50_000, 99)
+
+
+def test_loader_yields_every_image_once(options):
+    images = torch.arange(70, dtype=torch.uint8).reshape(70, 1, 1, 1).expand(70, 3, 32, 32)
+    dataset = script.InMemoryImages(images, torch.arange(70))
+    batches = list(script.make_loader(dataset, 32, torch.device("cpu")))
+    assert [len(labels) for _, labels in batches] == [32, 32, 6]
+    seen = torch.cat([labels for _, labels in batches])
+    assert sorted(seen.tolist()) == list(range(70)) and seen.tolist() != list(range(70))
+    assert all(torch.equal(i[:, 0, 0, 0].long(), labels) for i, labels in batches)
+
+
+def measure_tiny(options, monkeypatch, batch_size, epochs):
+    """A small network on images whose brightness is their class; returns the row."""
+    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
+    options.epochs = epochs
+    device = utils_pytorch.start(options)
+    labels = torch.arange(256) % 2
+    images = (labels * 200).to(torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 3, 32, 32)
+    loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, device)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loss = torch.nn.CrossEntropyLoss()
+    return utils_pytorch.measure_training(
+        model, loader, loss, optimizer, device, batch_size, options
+    )
+
+
+def test_loss_falls_on_learnable_data(options, monkeypatch):
+    first = measure_tiny(options, monkeypatch, 32, epochs=1)["train_loss"]
+    later = measure_tiny(options, monkeypatch, 32, epochs=10)["train_loss"]
+    assert later < first / 2
+
+
+def test_flops_are_those_of_the_model(options, monkeypatch):
+    row = measure_tiny(options, monkeypatch, 4, epochs=1)
+    # 2 x 3072 x 2 forward; the same again for the weights' gradient (the input needs none).
+    flops = 2 * 2 * 3072 * 2
+    assert row["tflops_per_second"] == pytest.approx(flops * row["samples_per_second"] / 1e12)
+
+
+def test_batch_larger_than_the_data_is_an_error_that_says_so(options, monkeypatch):
+    with pytest.raises(ValueError, match="batch size 512 is larger than the 256"):
+        measure_tiny(options, monkeypatch, 512, epochs=1)
+
+
+def test_missing_device_is_bad_usage(options):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    options.device = "cuda"
+    with pytest.raises(utils.UsageError, match="--device=cuda"):
+        utils_pytorch.start(options)
