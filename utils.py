@@ -5,92 +5,35 @@ next and a crash costs one row. A row is saved the moment its batch size ends.
 """
 
 import argparse
-import multiprocessing
+import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 from tqdm import tqdm
 
-from utils_results import UnreadableResults, append_row, read_rows, to_cell
+from utils_process import UsageError, UserError, run_in_fresh_process
+from utils_results import (
+    COLUMNS,
+    CONFIGURATION,
+    UnreadableResults,
+    append_row,
+    read_rows,
+    to_cell,
+)
 
 PROJECT_VERSION = "0.1.0"  # raised whenever a number's meaning changes
-
-COLUMNS = [
-    "batch_size",
-    "avg_time_per_epoch",
-    "avg_time_per_epoch_ci95",
-    "extrapolated",
-    "samples_per_second",
-    "samples_per_second_ci95",
-    "first_step_seconds",
-    "compute_samples_per_second",
-    "input_bound_percent",
-    "sustained_ratio",
-    "tflops_per_second",
-    "peak_memory_gb",
-    "swap_written_gb",
-    "train_loss",
-    "status",
-    "error",
-    "epochs",
-    "steps_timed",
-    "steps_per_epoch",
-    "data",
-    "precision",
-    "compile",
-    "channels_last",
-    "device",
-    "machine",
-    "chip",
-    "cpu_cores",
-    "gpu_cores",
-    "memory_gb",
-    "power",
-    "os",
-    "python",
-    "framework",
-    "project_version",
-    "started_at",
-]
-
-# Rows that agree in these columns measure the same thing.
-CONFIGURATION = [
-    "batch_size",
-    "epochs",
-    "data",
-    "precision",
-    "compile",
-    "channels_last",
-    "device",
-    "framework",
-    "project_version",
-]
-
-
-class UserError(Exception):
-    """Something the user can mend, said in one line; exit code 1."""
-
-    exit_code = 1
-
-
-class UsageError(UserError):
-    """A wrong flag, said in one line; exit code 2."""
-
-    exit_code = 2
 
 
 class DataUnreachable(Exception):
@@ -109,6 +52,9 @@ class Experiment:
     input_size: int
     epochs: int
     batch_sizes: str
+    # Flags that shape the model, with their defaults; each is a column too, and part of a row's
+    # configuration.
+    model_flags: dict[str, int | float] = field(default_factory=dict)
 
     def results_path(self, results_dir: Path, machine: str) -> Path:
         """The one CSV file of this experiment on `machine`."""
@@ -137,6 +83,11 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--compile", action="store_true", help="compile the model")
     if (experiment.backend, experiment.task) == ("pytorch", "cv"):
         add("--channels_last", action="store_true", help="images in NHWC memory order")
+    if (experiment.backend, experiment.task) == ("pytorch", "nlp"):
+        add("--evaluate", action="store_true", help="test accuracy, after the clock has stopped")
+    for name, default in experiment.model_flags.items():
+        kind = whole_number if isinstance(default, int) else fraction
+        add(f"--{name}", type=kind, default=default, help="default: %(default)s")
     add("--seed", type=int, default=42, help="default: %(default)s")
     add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
@@ -166,6 +117,16 @@ def seconds(text: str) -> float:
         number = -1.0
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
+def fraction(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return number
 
 
@@ -225,82 +186,6 @@ def require_reachable(url: str, timeout: float = 10.0) -> None:
         raise DataUnreachable(f"{url} cannot be reached ({problem[0]})")
 
 
-# A fresh process
-
-
-def run_in_fresh_process(function: Callable, *arguments) -> dict:
-    """Call a top-level function in a spawned process; returns how it ended.
-
-    Keys: `status`, then `value`, or `error` (one line) and for an exception `details`.
-    Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    try:
-        outcome = receiver.recv()
-        process.join()
-    except EOFError:
-        process.join()
-        outcome = _outcome_of_exit_code(process.exitcode)
-    finally:
-        process.kill()
-        receiver.close()
-    return outcome
-
-
-def _call(sender, function: Callable, arguments: tuple) -> None:
-    # Ctrl-C is the parent's to handle; and a parent that was killed leaves no orphan at work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        outcome = dict(status="ok", value=function(*arguments))
-    except UserError as error:
-        outcome = dict(status="user_error", error=str(error), exit_code=error.exit_code)
-    except Exception as error:  # noqa: BLE001 - whatever a model raises is this row's result
-        outcome = dict(
-            status="out_of_memory" if is_out_of_memory(error) else "error",
-            error=" ".join(f"{type(error).__name__}: {error}".split())[:300],
-            details=traceback.format_exc(),
-        )
-    sender.send(outcome)
-    sender.close()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _outcome_of_exit_code(code: int) -> dict:
-    if code >= 0:
-        return dict(status="error", error=f"the measuring process ended with exit code {code}")
-    name = signal.Signals(-code).name
-    # The system's out-of-memory killer sends SIGKILL; Metal aborts when an allocation fails.
-    memory = " (often: out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
-    return dict(status="killed", error=f"ended by {name}{memory}")
-
-
-OUT_OF_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
-OUT_OF_MEMORY_WORDS = re.compile(
-    r"out of memory|Invalid buffer size|can't allocate memory|bad_alloc|Cannot allocate memory"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|failed to allocate memory",
-    re.IGNORECASE,
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is how CUDA, Metal, a CPU allocator or TensorFlow says out of memory."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ in OUT_OF_MEMORY_NAMES
-        or isinstance(error, RuntimeError | OSError)
-        and OUT_OF_MEMORY_WORDS.search(str(error)) is not None
-    )
-
-
 # The sweep
 
 
@@ -313,26 +198,33 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
             `options` are the command line's, with `data` as `prepare` settled it.
     """
     options = parse_arguments(experiment)
-    raise_open_files_limit()
-    rows, path = [], None
-    try:
+    rows = []
+    with one_line_errors(rows, options.results_dir):
+        raise_open_files_limit()
         require_writable(options.results_dir)
-        facts = settle(options, prepare)
+        facts = settle(experiment, options, prepare)
         path = experiment.results_path(options.results_dir, facts["machine"])
         _, saved = read_rows(path)
         announce(experiment, options, facts)
-        for row in measured_rows(options, facts, measure, saved):
+        for row in measured_rows(experiment, options, facts, measure, saved):
             rows.append(row)
             save(path, row)
             report(row)
         summarize(rows, path)
-        sys.exit(any(failed(row) for row in rows))
+    sys.exit(any(failed(row) for row in rows))
+
+
+@contextlib.contextmanager
+def one_line_errors(rows: list[dict], results_dir: Path):
+    """Say what went wrong in one line, and exit with its code; after Ctrl-C also what is saved."""
+    try:
+        yield
     except (UserError, UnreadableResults) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
-        where = f" in {path}" if rows else ""
-        print(f"\nInterrupted: {len(rows)} rows of this run are saved{where}.", file=sys.stderr)
+        saved = f"{len(rows)} rows of this run are saved under {results_dir}"
+        print(f"\nInterrupted: {saved}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -367,7 +259,7 @@ def require_writable(results_dir: Path) -> None:
         raise UserError(f"--results_dir={results_dir}: less than 0.1 GB is free on its disk")
 
 
-def settle(options: argparse.Namespace, prepare: Callable) -> dict:
+def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
     """What a fresh process finds out before the first batch size: machine, device, data."""
     outcome = run_in_fresh_process(prepare, options)
     if outcome["status"] == "user_error":
@@ -378,9 +270,13 @@ def settle(options: argparse.Namespace, prepare: Callable) -> dict:
     facts = outcome["value"]
     options.data = facts["data"]
     facts["machine"] = options.machine_name or facts["machine"]
-    configuration = {name: getattr(options, name, None) for name in CONFIGURATION}
-    return {**{k: v for k, v in configuration.items() if v is not None}, **facts,
-            "project_version": PROJECT_VERSION}  # fmt: skip
+    flags = {n: getattr(options, n) for n in configuration(experiment) if hasattr(options, n)}
+    return {**flags, **facts, "project_version": PROJECT_VERSION}
+
+
+def configuration(experiment: Experiment) -> list[str]:
+    """Rows of this experiment that agree in these columns measure the same thing."""
+    return [*CONFIGURATION, *experiment.model_flags]
 
 
 def announce(experiment: Experiment, options: argparse.Namespace, facts: dict) -> None:
@@ -395,7 +291,7 @@ def announce(experiment: Experiment, options: argparse.Namespace, facts: dict) -
         print(f"Note: other programs keep the processor {busy:.0f} % busy; close them.", flush=True)
 
 
-def measured_rows(options, facts: dict, measure: Callable, saved: list[dict]):
+def measured_rows(experiment, options, facts: dict, measure: Callable, saved: list[dict]):
     """Yield a row per batch size; after one that ran out of memory, larger ones are skipped."""
     too_large = float("inf")
     bar = tqdm(options.batch_sizes, desc="sweep", unit=" batch sizes", disable=None)
@@ -404,7 +300,9 @@ def measured_rows(options, facts: dict, measure: Callable, saved: list[dict]):
         if batch_size > too_large:
             tqdm.write(f"batch size {batch_size}: skipped, {too_large} did not fit into memory")
             continue
-        if options.resume and has_good_row(saved, {**facts, "batch_size": batch_size}, options):
+        wanted = {n: to_cell((facts | {"batch_size": batch_size}).get(n))
+                  for n in configuration(experiment)}  # fmt: skip
+        if options.resume and has_good_row(saved, wanted, whole=not options.max_seconds):
             tqdm.write(f"batch size {batch_size}: skipped, it has a good row already (--resume)")
             continue
         if measured_before:
@@ -416,13 +314,12 @@ def measured_rows(options, facts: dict, measure: Callable, saved: list[dict]):
         yield row
 
 
-def has_good_row(saved: list[dict], row: dict, options: argparse.Namespace) -> bool:
-    """Whether `saved` holds an `ok` row of this configuration, whole unless time is limited."""
-    wanted = {name: to_cell(row.get(name)) for name in CONFIGURATION}
+def has_good_row(saved: list[dict], wanted: dict[str, str], whole: bool) -> bool:
+    """Whether `saved` holds an `ok` row with the `wanted` cells, measured whole if need be."""
     return any(
         old.get("status") == "ok"
         and all(old.get(name, "") == cell for name, cell in wanted.items())
-        and (options.max_seconds or old.get("extrapolated") == "False")
+        and not (whole and old.get("extrapolated") == "True")
         for old in saved
     )
 
@@ -454,10 +351,10 @@ def failed(row: dict) -> bool:
     return row["status"] != "ok" and not memory_ran_out(row)
 
 
-def save(path: Path, row: dict) -> None:
+def save(path: Path, row: dict, columns: list[str] = COLUMNS) -> None:
     """Append the row; where the disk refuses it, the terminal keeps it."""
     try:
-        saved_in = append_row(path, row, COLUMNS)
+        saved_in = append_row(path, row, columns)
     except OSError as error:
         tqdm.write(f"{path} cannot be written ({error.strerror}); the row: {row}", file=sys.stderr)
         return

@@ -110,6 +110,23 @@ def measure_training(model, loader, loss_function, optimizer, device, batch_size
     samples = len(loader.dataset)
     if batch_size > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
+    forward_loss, train_step = make_steps(model, loss_function, optimizer, device, options)
+    clock = Clock(batch_size, samples, options.epochs, synchronize(device), options.max_seconds)
+    batch, loss = train(train_step, loader, options.epochs, clock)
+    images, labels = (part.to(device) for part in batch)
+    return complete_row(
+        clock,
+        loss.item(),
+        device,
+        train_step=lambda: train_step(images, labels),
+        # Two samples are enough: the work of a step grows with the batch.
+        backward=lambda: forward_loss(model, images[:2], labels[:2]).backward(),
+        backward_samples=len(images[:2]),
+    )
+
+
+def make_steps(model, loss_function, optimizer, device, options):
+    """Two functions: the loss of a network on a batch, and one optimizer update of `model`."""
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format).train()
     forward = torch.compile(model) if options.compile else model
@@ -129,22 +146,7 @@ def measure_training(model, loader, loss_function, optimizer, device, batch_size
         scaler.update()
         return loss.detach()
 
-    clock = Clock(batch_size, samples, options.epochs, synchronize(device), options.max_seconds)
-    batch, loss = train(train_step, loader, options.epochs, clock)
-    row = clock.measurement() | {
-        "train_loss": loss.item(),
-        "peak_memory_gb": peak_memory_gb(device),
-    }
-    images, labels = (part.to(device) for part in batch)
-    row["compute_samples_per_second"] = probe_device(
-        lambda: train_step(images, labels), len(labels), synchronize(device)
-    )
-    if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
-        # Two samples are enough: the work of a step grows with the batch.
-        flops = count_flops(lambda: forward_loss(model, images[:2], labels[:2]).backward())
-        row["tflops_per_second"] = flops / len(images[:2]) * rate / 1e12
-    return row
+    return forward_loss, train_step
 
 
 def train(train_step, loader, epochs: int, clock: Clock):
@@ -170,6 +172,26 @@ def train(train_step, loader, epochs: int, clock: Clock):
             break
     clock.stop()
     return full_batch, losses / steps
+
+
+def complete_row(clock, train_loss, device, train_step, backward, backward_samples) -> dict:
+    """The measured columns of a row, once the clock has stopped.
+
+    Args:
+        train_step: one optimizer update on a full batch that already lies on the device.
+        backward: forward and backward pass of the uncompiled model on `backward_samples` samples;
+            their floating-point operations are counted.
+    """
+    row = clock.measurement()
+    row["train_loss"] = train_loss
+    row["peak_memory_gb"] = peak_memory_gb(device)
+    row["compute_samples_per_second"] = probe_device(
+        train_step, clock.batch_size, synchronize(device)
+    )
+    if rate := row["samples_per_second"]:
+        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
+        row["tflops_per_second"] = count_flops(backward) / backward_samples * rate / 1e12
+    return row
 
 
 def count_flops(step) -> int:

@@ -10,6 +10,57 @@ from pathlib import Path
 
 from filelock import FileLock
 
+COLUMNS = [
+    "batch_size",
+    "avg_time_per_epoch",
+    "avg_time_per_epoch_ci95",
+    "extrapolated",
+    "samples_per_second",
+    "samples_per_second_ci95",
+    "first_step_seconds",
+    "compute_samples_per_second",
+    "input_bound_percent",
+    "sustained_ratio",
+    "tflops_per_second",
+    "peak_memory_gb",
+    "swap_written_gb",
+    "train_loss",
+    "status",
+    "error",
+    "epochs",
+    "steps_timed",
+    "steps_per_epoch",
+    "data",
+    "precision",
+    "compile",
+    "channels_last",
+    "device",
+    "machine",
+    "chip",
+    "cpu_cores",
+    "gpu_cores",
+    "memory_gb",
+    "power",
+    "os",
+    "python",
+    "framework",
+    "project_version",
+    "started_at",
+]
+
+# Rows that agree in these columns measure the same thing.
+CONFIGURATION = [
+    "batch_size",
+    "epochs",
+    "data",
+    "precision",
+    "compile",
+    "channels_last",
+    "device",
+    "framework",
+    "project_version",
+]
+
 
 class UnreadableResults(Exception):
     """A results file whose rows cannot be told apart; it is left alone."""

@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_what_was_measured(script, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "1 rows of this run are saved in" in errors and "Traceback" not in errors
+    assert "1 rows of this run are saved under" in errors and "Traceback" not in errors
     assert statuses(tmp_path) == [("1", "ok")]
 
 
