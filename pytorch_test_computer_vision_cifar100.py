@@ -26,9 +26,9 @@ EXPERIMENT = utils.Experiment(
     input_size=32,
     epochs=5,
     batch_sizes="16, 32, 64, 128, 256, 512, 1024",
+    samples=50_000,
 )
 NUM_CLASSES = 100
-NUM_SAMPLES = 50_000
 
 
 class InMemoryImages:
@@ -77,8 +77,8 @@ def load_data(options) -> InMemoryImages:
         dataset = CIFAR100(options.data_dir)
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         return InMemoryImages(images, torch.tensor(dataset.targets))
-    images = torch.randint(256, (NUM_SAMPLES, 3, 32, 32), dtype=torch.uint8)
-    return InMemoryImages(images, torch.randint(NUM_CLASSES, (NUM_SAMPLES,)))
+    images = torch.randint(256, (EXPERIMENT.samples, 3, 32, 32), dtype=torch.uint8)
+    return InMemoryImages(images, torch.randint(NUM_CLASSES, (EXPERIMENT.samples,)))
 
 
 def make_loader(dataset, batch_size: int, device):

@@ -7,10 +7,12 @@ next and a crash costs one row. A row is saved the moment its batch size ends.
 import argparse
 import contextlib
 import os
+import random
 import re
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -21,9 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from utils_machine import other_load
 from utils_process import UsageError, UserError, run_in_fresh_process
+from utils_report import announce, report, summarize
 from utils_results import (
     COLUMNS,
     CONFIGURATION,
@@ -52,6 +57,7 @@ class Experiment:
     input_size: int
     epochs: int
     batch_sizes: str
+    samples: int  # of the training set
     # Flags that shape the model, with their defaults; each is a column too, and part of a row's
     # configuration.
     model_flags: dict[str, int | float] = field(default_factory=dict)
@@ -74,6 +80,10 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--epochs", type=whole_number, default=experiment.epochs, help="default: %(default)s")
     add("--batch_sizes", type=batch_sizes, default=experiment.batch_sizes,
         help='comma-separated, walked in this order; default: "%(default)s"')  # fmt: skip
+    add("--find_max_batch_size", action="store_true",
+        help="find the largest batch size that fits into memory, and measure that one")  # fmt: skip
+    add("--repeats", type=whole_number, default=1, help="measure every size so often, in rounds")
+    add("--shuffle_batch_sizes", action="store_true", help="walk them in random order (--seed)")
     add("--max_seconds", type=seconds, help="end each batch size after this much steady training")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
         help="auto: synthetic when the real data cannot be reached")  # fmt: skip
@@ -199,19 +209,37 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
     """
     options = parse_arguments(experiment)
     rows = []
-    with one_line_errors(rows, options.results_dir):
+    with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)
         path = experiment.results_path(options.results_dir, facts["machine"])
         _, saved = read_rows(path)
-        announce(experiment, options, facts)
+        facts["other_load_percent"], busiest = other_load()
+        announce(experiment, options, facts, busiest, alone)
+        if options.find_max_batch_size:
+            options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
         for row in measured_rows(experiment, options, facts, measure, saved):
             rows.append(row)
             save(path, row)
             report(row)
         summarize(rows, path)
     sys.exit(any(failed(row) for row in rows))
+
+
+@contextlib.contextmanager
+def only_benchmark():
+    """Whether this user runs no other benchmark of the collection meanwhile."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"mac_ml_speed_test_{os.getuid()}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -279,30 +307,45 @@ def configuration(experiment: Experiment) -> list[str]:
     return [*CONFIGURATION, *experiment.model_flags]
 
 
-def announce(experiment: Experiment, options: argparse.Namespace, facts: dict) -> None:
-    sizes = ", ".join(map(str, options.batch_sizes))
-    print(
-        f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
-    )
-    print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
-    print(f"batch sizes {sizes}; {options.epochs} epochs each", flush=True)
-    busy = psutil.cpu_percent(interval=1.0)
-    if busy > 20:
-        print(f"Note: other programs keep the processor {busy:.0f} % busy; close them.", flush=True)
+def find_max_batch_size(experiment, options, facts: dict, measure: Callable) -> int:
+    """The largest batch size that fits: doubled from the first one given, then bisected.
+
+    Raises:
+        UserError: not even that one fits, or a try fails for another reason than memory.
+    """
+    trial = argparse.Namespace(**{**vars(options), "epochs": 1, "max_seconds": 1.0})
+    fits, too_large = 0, experiment.samples + 1
+    size = min(options.batch_sizes[0], experiment.samples)
+    while too_large - fits > max(1, fits // 50):  # to 2 %
+        row = measure_batch_size(size, trial, facts, measure)
+        if failed(row):
+            raise UserError(f"--find_max_batch_size: batch size {size}: {row['error']}")
+        if memory_ran_out(row):
+            too_large = size
+        else:
+            fits = size
+        tqdm.write(f"batch size {size}: {'does not fit' if size == too_large else 'fits'}")
+        size = min(2 * fits, experiment.samples)
+        if not fits < size < too_large:
+            size = (fits + too_large) // 2
+    if not fits:
+        raise UserError("--find_max_batch_size: not even batch size 1 fits into memory")
+    return fits
 
 
 def measured_rows(experiment, options, facts: dict, measure: Callable, saved: list[dict]):
     """Yield a row per batch size; after one that ran out of memory, larger ones are skipped."""
     too_large = float("inf")
-    bar = tqdm(options.batch_sizes, desc="sweep", unit=" batch sizes", disable=None)
+    shown = dict(desc="sweep", unit=" batch sizes", disable=None)
     measured_before = False
-    for batch_size in bar:
-        if batch_size > too_large:
+    for round_, batch_size in tqdm(sequence(options), **shown):
+        if batch_size >= too_large:
             tqdm.write(f"batch size {batch_size}: skipped, {too_large} did not fit into memory")
             continue
         wanted = {n: to_cell((facts | {"batch_size": batch_size}).get(n))
                   for n in configuration(experiment)}  # fmt: skip
-        if options.resume and has_good_row(saved, wanted, whole=not options.max_seconds):
+        good = good_rows(saved, wanted, whole=not options.max_seconds)
+        if options.resume and good > round_:
             tqdm.write(f"batch size {batch_size}: skipped, it has a good row already (--resume)")
             continue
         if measured_before:
@@ -314,9 +357,21 @@ def measured_rows(experiment, options, facts: dict, measure: Callable, saved: li
         yield row
 
 
-def has_good_row(saved: list[dict], wanted: dict[str, str], whole: bool) -> bool:
-    """Whether `saved` holds an `ok` row with the `wanted` cells, measured whole if need be."""
-    return any(
+def sequence(options: argparse.Namespace) -> list[tuple[int, int]]:
+    """(round, batch size) in the order of measuring; every round has each batch size once."""
+    order = random.Random(options.seed)
+    walk = []
+    for round_ in range(options.repeats):
+        sizes = list(options.batch_sizes)
+        if options.shuffle_batch_sizes:
+            order.shuffle(sizes)
+        walk += [(round_, size) for size in sizes]
+    return walk
+
+
+def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
+    """How many `ok` rows in `saved` have the `wanted` cells, measured whole if need be."""
+    return sum(
         old.get("status") == "ok"
         and all(old.get(name, "") == cell for name, cell in wanted.items())
         and not (whole and old.get("extrapolated") == "True")
@@ -360,59 +415,3 @@ def save(path: Path, row: dict, columns: list[str] = COLUMNS) -> None:
         return
     if saved_in != path:
         tqdm.write(f"{path} can no longer be read back; the row is in {saved_in}", file=sys.stderr)
-
-
-def report(row: dict) -> None:
-    """One line for a finished batch size, and what a reader must know about its number."""
-    if row["status"] != "ok":
-        tqdm.write(f"batch size {row['batch_size']}: {row['status']}: {row['error']}")
-        return
-    rate = row["samples_per_second"]
-    speed = f", {rate:,.1f} samples/s" if rate else ""
-    tqdm.write(
-        f"batch size {row['batch_size']}: {row['avg_time_per_epoch']:.2f} s per epoch{speed}"
-    )
-    for verdict in verdicts(row):
-        tqdm.write(f"    {verdict}")
-
-
-def verdicts(row: dict) -> list[str]:
-    """Plain sentences on what, besides the accelerator, set the numbers of a good row."""
-    found = []
-    if (row.get("input_bound_percent") or 0) > 10:
-        found.append(
-            f"input bound: the data pipeline, not the accelerator, set this number "
-            f"({row['input_bound_percent']:.0f} % slower than the device alone)"
-        )
-    if (row.get("sustained_ratio") or 1) < 0.9:
-        found.append(f"throttled: it ended at {row['sustained_ratio']:.2f} of its first speed")
-    if row["swap_written_gb"] > 0.01:
-        found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
-    if row["extrapolated"]:
-        found.append(
-            "extrapolated: the epoch time is computed from the steady rate (--max_seconds)"
-        )
-    if row["data"] == "synthetic":
-        found.append("synthetic data")
-    return found
-
-
-def summarize(rows: list[dict], path: Path) -> None:
-    """The table at the end."""
-    if not rows:
-        print("Nothing was left to measure.")
-        return
-    import pandas as pd
-
-    shown = {
-        "batch_size": "batch size",
-        "avg_time_per_epoch": "s per epoch",
-        "avg_time_per_epoch_ci95": "+/-",
-        "samples_per_second": "samples/s",
-        "compute_samples_per_second": "device only",
-        "peak_memory_gb": "peak GB",
-        "status": "status",
-    }
-    table = pd.DataFrame(rows).reindex(columns=list(shown)).rename(columns=shown)
-    print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
-    print(f"\nResults: {path}")

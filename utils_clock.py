@@ -41,6 +41,7 @@ class Clock:
         epochs: epochs of the whole run.
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
+        energy: a `utils_energy.EnergyMeter` of the device, or None.
         now: the host's clock, in seconds.
     """
 
@@ -51,6 +52,7 @@ class Clock:
         epochs: int,
         synchronize: Callable[[], None],
         max_seconds: float | None = None,
+        energy=None,
         now: Callable[[], float] = time.perf_counter,
     ):
         self.batch_size = batch_size
@@ -58,12 +60,14 @@ class Clock:
         self.epochs = epochs
         self.synchronize = synchronize
         self.max_seconds = max_seconds
+        self.energy = energy
         self.now = now
         self.steps = 0
         self.samples = 0
         self.first_step_seconds = None
         self.steady_start = None
         self.total_seconds = None
+        self.joules = None
         self.windows: list[Window] = []
 
     def start(self) -> None:
@@ -93,6 +97,10 @@ class Clock:
         elif self.steady_start is None:
             if self.steps > WARMUP_STEPS:
                 self._close_window()
+                self._warmup_samples = self.samples
+                if self.energy:
+                    self.energy.begin()
+                    self._open_window(self.now())
                 self.steady_start = self._window_start
         elif self.now() - self._window_start >= WINDOW_SECONDS:
             window = self._close_window()
@@ -108,6 +116,9 @@ class Clock:
         self.synchronize()
         end = self.now()
         self.total_seconds = end - self.start_time
+        if self.energy and self.steady_start is not None:
+            self.joules = self.energy.end()
+            self.steady_seconds = end - self.steady_start
         # A short rest is evidence only when there is no full window.
         if self.steady_start is not None and self._window_steps and not self.windows:
             self.windows.append(self._close_window())
@@ -133,6 +144,17 @@ class Clock:
             "sustained_ratio": sustained_ratio(self.windows),
             "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
             "steps_per_epoch": math.ceil(self.samples_per_epoch / self.batch_size),
+            **self._energy_columns(),
+        }
+
+    def _energy_columns(self) -> dict:
+        """Joules per sample and watts of the steady part; empty where nothing was read."""
+        steady_samples = self.joules and self.samples - self._warmup_samples
+        if not steady_samples:
+            return {}
+        return {
+            "energy_joules_per_sample": self.joules / steady_samples,
+            "average_power_watts": self.joules / self.steady_seconds,
         }
 
     def _open_window(self, start: float) -> None:
@@ -161,18 +183,30 @@ def steady_windows(windows: list[Window]) -> list[Window]:
 def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     """Samples per second over all steady windows, and the half-width of its 95 % interval.
 
-    The interval is Student's t on the windows' rates; None with fewer than two windows.
+    Neighbouring windows are alike (heat, other programs), so that a t interval on them is too
+    narrow. It is taken on the means of square-root-of-n windows each: non-overlapping batch means,
+    Flegal and Jones, "Batch means and spectral variance estimators in Markov chain Monte Carlo",
+    Annals of Statistics 38 (2010). None with fewer than two windows.
     """
     windows = steady_windows(windows)
     if not windows:
         return None, None
-    rate = sum(w.samples for w in windows) / sum(w.seconds for w in windows)
+    rate = rate_of(windows)
     if len(windows) < 2:
         return rate, None
     from scipy.stats import t
 
-    spread = statistics.stdev(window.rate for window in windows)
-    return rate, float(t.ppf(0.975, len(windows) - 1)) * spread / math.sqrt(len(windows))
+    size = math.isqrt(len(windows)) if len(windows) >= 4 else 1
+    count = len(windows) // size
+    # The oldest windows are left out where the number does not divide evenly.
+    rest = windows[len(windows) - count * size :]
+    means = [rate_of(rest[i : i + size]) for i in range(0, len(rest), size)]
+    return rate, float(t.ppf(0.975, count - 1)) * statistics.stdev(means) / math.sqrt(count)
+
+
+def rate_of(windows: list[Window]) -> float:
+    """Samples per second over `windows`."""
+    return sum(w.samples for w in windows) / sum(w.seconds for w in windows)
 
 
 def sustained_ratio(windows: list[Window]) -> float | None:
@@ -181,7 +215,7 @@ def sustained_ratio(windows: list[Window]) -> float | None:
     third = len(windows) // 3
     if not third:
         return None
-    return steady_rate(windows[-third:])[0] / steady_rate(windows[:third])[0]
+    return rate_of(windows[-third:]) / rate_of(windows[:third])
 
 
 def probe_device(
@@ -195,4 +229,4 @@ def probe_device(
         train_step()
         time_is_up = clock.step(batch_size)
     clock.stop()
-    return steady_rate(clock.windows)[0]
+    return rate_of(clock.windows)

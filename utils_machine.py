@@ -1,7 +1,9 @@
 """Which machine this is. Imports no ML framework; what cannot be read is None, never guessed."""
 
+import contextlib
 import json
 import math
+import os
 import platform
 import re
 import subprocess
@@ -35,12 +37,7 @@ def apple_gpu_cores() -> int | None:
     """GPU cores of an Apple chip, from `system_profiler`; None elsewhere."""
     if platform.system() != "Darwin":
         return None
-    command = ["system_profiler", "SPDisplaysDataType", "-json"]
-    try:
-        report = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return parse_gpu_cores(report)
+    return parse_gpu_cores(output_of("system_profiler", "SPDisplaysDataType", "-json"))
 
 
 def parse_gpu_cores(report: str) -> int | None:
@@ -52,9 +49,75 @@ def parse_gpu_cores(report: str) -> int | None:
 
 
 def power_source() -> str | None:
-    """`ac` or `battery`; None on a machine without a battery."""
+    """`ac` or `battery`, with `_low_power` where macOS saves power; None without a battery."""
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return battery and ("ac" if battery.power_plugged else "battery")
+    source = battery and ("ac" if battery.power_plugged else "battery")
+    low = platform.system() == "Darwin" and parse_low_power_mode(output_of("pmset", "-g"))
+    return f"{source or 'ac'}_low_power" if low else source
+
+
+def parse_low_power_mode(report: str) -> bool | None:
+    """Whether `pmset -g` says that low power mode is on; None where it does not say."""
+    found = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d)\s*$", report, re.MULTILINE)
+    return found and found[1] == "1"
+
+
+def thermal_state() -> str | None:
+    """What the system says about heat: `nominal`, or what it limits; None where it is silent."""
+    if platform.system() == "Darwin":
+        return parse_pmset_therm(output_of("pmset", "-g", "therm"))
+    query = "--query-gpu=clocks_event_reasons.active"
+    return parse_clock_reasons(output_of("nvidia-smi", query, "--format=csv,noheader"))
+
+
+def parse_pmset_therm(report: str) -> str | None:
+    """The CPU speed limit that `pmset -g therm` prints, in percent, if it is under 100."""
+    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", report)
+    if found:
+        return "nominal" if found[1] == "100" else f"processor limited to {found[1]} %"
+    return "nominal" if "No thermal warning level has been recorded" in report else None
+
+
+# Bits of nvmlClocksEventReasons in NVIDIA's nvml.h that mean heat or power, not choice.
+CLOCK_REASONS = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+def parse_clock_reasons(report: str) -> str | None:
+    """Why the first card of `nvidia-smi --query-gpu=clocks_event_reasons.active` is held back."""
+    found = re.match(r"\s*0x([0-9a-fA-F]+)\s*$", report.partition("\n")[0])
+    if not found:
+        return None
+    active = int(found[1], 16)
+    return ", ".join(name for bit, name in CLOCK_REASONS.items() if active & bit) or "nominal"
+
+
+def output_of(*command: str) -> str:
+    """What a system command prints; nothing where there is no such command."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def other_load(seconds: float = 1.0) -> tuple[float, str | None]:
+    """How busy other programs keep the processor, in percent of all cores, and the busiest one."""
+    others = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+    for process in others:
+        with contextlib.suppress(psutil.Error):
+            process.cpu_percent()  # starts its count
+    percent = psutil.cpu_percent(interval=seconds)
+    busiest, name = 0.0, None
+    for process in others:
+        with contextlib.suppress(psutil.Error):
+            if (load := process.cpu_percent()) > busiest:
+                busiest, name = load, process.name()
+    return percent, name
 
 
 def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: int | None) -> str:

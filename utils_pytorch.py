@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import utils_machine
 from utils import UsageError
 from utils_clock import Clock, probe_device
+from utils_energy import energy_meter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,7 +112,14 @@ def measure_training(model, loader, loss_function, optimizer, device, batch_size
     if batch_size > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
     forward_loss, train_step = make_steps(model, loss_function, optimizer, device, options)
-    clock = Clock(batch_size, samples, options.epochs, synchronize(device), options.max_seconds)
+    clock = Clock(
+        batch_size,
+        samples,
+        options.epochs,
+        synchronize(device),
+        options.max_seconds,
+        energy_meter(device.type, device.index or 0),
+    )
     batch, loss = train(train_step, loader, options.epochs, clock)
     images, labels = (part.to(device) for part in batch)
     return complete_row(

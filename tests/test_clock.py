@@ -1,5 +1,6 @@
 """The clock on a fake asynchronous device: steps are queued and only run at `synchronize`."""
 
+import numpy as np
 import pytest
 
 import utils_clock
@@ -97,6 +98,49 @@ def test_interval_and_sustained_ratio_by_hand():
     assert rate == 12
     assert half_width == pytest.approx(4.303 * 2 / 3**0.5, rel=1e-3)
     assert sustained_ratio(windows) == pytest.approx(1.4)
+
+
+def coverage(half_width, correlation=0.5, count=30, runs=400):
+    """How often an interval of that half-width held the true rate of 100, on correlated windows."""
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(runs):
+        noise = random.normal(size=count + 50)
+        for i in range(1, len(noise)):
+            noise[i] = correlation * noise[i - 1] + (1 - correlation**2) ** 0.5 * noise[i]
+        windows = [Window(1, 100 + 5 * deviation, 1.0, True) for deviation in noise[50:]]
+        hits += abs(steady_rate(windows)[0] - 100) <= half_width(windows)
+    return hits / runs
+
+
+def test_interval_holds_though_neighbouring_windows_are_alike():
+    def naive(windows):
+        rates = [window.rate for window in windows]
+        return 2.05 * np.std(rates, ddof=1) / len(rates) ** 0.5
+
+    assert coverage(naive) < 0.8  # the planted error: windows taken as independent
+    assert coverage(lambda windows: steady_rate(windows)[1]) > 0.88
+
+
+class FakeMeter:
+    """100 W, read off the fake device's clock."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def begin(self):
+        self.begun = self.device.time
+
+    def end(self):
+        return 100 * (self.device.time - self.begun)
+
+
+def test_energy_is_that_of_the_steady_samples():
+    device = FakeDevice()
+    clock = Clock(8, 1600, 1, device.synchronize, energy=FakeMeter(device), now=device.now)
+    row = run(device, clock, [8] * 200)
+    assert row["average_power_watts"] == pytest.approx(100)
+    assert row["energy_joules_per_sample"] == pytest.approx(100 * STEP_SECONDS / 8, rel=0.03)
 
 
 def test_probe_trains_at_least_two_windows(monkeypatch):

@@ -3,6 +3,9 @@
 import json
 import os
 import platform
+import subprocess
+import sys
+import types
 
 import pytest
 
@@ -62,3 +65,74 @@ def test_this_machine_is_described_by_what_it_is():
     )
     assert 1 <= facts["cpu_cores"] <= os.cpu_count()
     assert facts["python"] == platform.python_version()
+
+
+PMSET = """System-wide power settings:
+Currently in use:
+ standby              1
+ Sleep On Power Button 1
+ powernap             1
+ displaysleep         2
+ lowpowermode         {}
+ hibernatemode        3
+"""
+
+
+@pytest.mark.parametrize(
+    ("report", "low"),
+    [(PMSET.format(1), True), (PMSET.format(0), False), ("", None), ("lowpowermode ?", None)],
+)
+def test_low_power_mode(report, low):
+    assert utils_machine.parse_low_power_mode(report) is low
+
+
+@pytest.mark.parametrize(
+    ("report", "state"),
+    [
+        ("Note: No thermal warning level has been recorded\n", "nominal"),
+        ("CPU_Scheduler_Limit \t= 100\nCPU_Speed_Limit \t= 100\n", "nominal"),
+        ("CPU_Scheduler_Limit \t= 100\nCPU_Speed_Limit \t= 63\n", "processor limited to 63 %"),
+        ("pmset: command not understood", None),
+        ("", None),
+    ],
+)
+def test_thermal_state_of_a_mac(report, state):
+    assert utils_machine.parse_pmset_therm(report) == state
+
+
+@pytest.mark.parametrize(
+    ("report", "state"),
+    [
+        ("0x0000000000000000\n", "nominal"),
+        ("0x0000000000000001\n", "nominal"),  # idle
+        ("0x0000000000000024\n0x0000000000000000\n", "power cap, software thermal slowdown"),
+        ("[N/A]\n", None),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the driver.", None),
+        ("", None),
+    ],
+)
+def test_why_a_card_is_held_back(report, state):
+    assert utils_machine.parse_clock_reasons(report) == state
+
+
+def test_a_missing_command_is_silence():
+    assert utils_machine.output_of("no-such-command-here") == ""
+
+
+def test_power_source(monkeypatch):
+    battery = types.SimpleNamespace(power_plugged=False)
+    monkeypatch.setattr(utils_machine.psutil, "sensors_battery", lambda: battery, raising=False)
+    assert utils_machine.power_source() == "battery"
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(utils_machine, "output_of", lambda *command: PMSET.format(1))
+    assert utils_machine.power_source() == "battery_low_power"
+    battery.power_plugged = True
+    assert utils_machine.power_source() == "ac_low_power"
+
+
+def test_another_heavy_program_is_seen_and_named():
+    code = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as busy:
+        percent, name = utils_machine.other_load()
+        busy.kill()
+    assert percent > 50 / os.cpu_count() and name

@@ -16,7 +16,7 @@ SCRIPT = """
 import os, signal, sys, time
 import utils
 
-EXPERIMENT = utils.Experiment(__doc__, "fake", "cv", "none", "tiny", 8, 1, "1, 2, 3")
+EXPERIMENT = utils.Experiment(__doc__, "fake", "cv", "none", "tiny", 8, 1, "1, 2, 3", samples=1000)
 
 def prepare(options):
     return {"machine": "M", "device": "cpu", "framework": "fake 1", "data": "synthetic"}
@@ -33,6 +33,8 @@ def measure(batch_size, options):
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
         bytearray(2**33)
+    if batch_size > int(os.environ.get("FITS", 1000)):
+        raise MemoryError("out of memory")
     if event == "wait":
         print("waiting", flush=True)
         time.sleep(60)
@@ -57,8 +59,9 @@ def command(script, tmp_path, *flags):
     return [sys.executable, str(script), f"--results_dir={tmp_path / 'results'}", *flags]
 
 
-def run(script, tmp_path, *flags, event=""):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EVENT": event}
+def run(script, tmp_path, *flags, **environment):
+    environment = {name.upper(): str(value) for name, value in environment.items()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         command(script, tmp_path, *flags), env=environment, capture_output=True, text=True
     )
@@ -182,3 +185,29 @@ def test_bad_usage_is_one_line_and_imports_no_framework(flag, tmp_path):
     assert not any(f"| {name}" in done.stderr for name in ("torch", "pandas", "tensorflow"))
     # Half a second on an idle machine; a framework's import takes seconds.
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(("fits", "found"), [(5, 5), (1000, 1000)])
+def test_largest_batch_size_is_found_and_measured(script, tmp_path, fits, found):
+    done = run(script, tmp_path, "--find_max_batch_size", fits=fits)
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path) == [(str(found), "ok")]
+
+
+def test_nothing_fits(script, tmp_path):
+    done = run(script, tmp_path, "--find_max_batch_size", fits=0)
+    assert done.returncode == 1 and "not even batch size 1" in done.stderr
+
+
+def test_repeats_go_in_rounds_and_resume_counts_them(script, tmp_path):
+    run(script, tmp_path, "--batch_sizes=1,2")
+    run(script, tmp_path, "--batch_sizes=1,2", "--repeats=2", "--resume")
+    assert [size for size, _ in statuses(tmp_path)] == ["1", "2", "1", "2"]
+
+
+def test_shuffled_order_is_the_seeds(script, tmp_path):
+    flags = ("--batch_sizes=1,2,3", "--shuffle_batch_sizes", "--seed=1")
+    run(script, tmp_path, *flags)
+    run(script, tmp_path, *flags)
+    sizes = [size for size, _ in statuses(tmp_path)]
+    assert sizes[:3] == sizes[3:] != ["1", "2", "3"]

@@ -1,0 +1,97 @@
+"""What a sweep says on the terminal, and the plain verdicts on its numbers."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def announce(experiment, options, facts: dict, busiest: str | None, alone: bool) -> None:
+    """What will run, on which machine; and what on this machine will disturb the numbers."""
+    sizes = ", ".join(map(str, options.batch_sizes))
+    print(
+        f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
+    )
+    print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
+    repeats = f", {options.repeats} times" if options.repeats > 1 else ""
+    print(f"batch sizes {sizes}; {options.epochs} epochs each{repeats}")
+    for note in disturbances(facts, busiest, alone):
+        print(f"Note: {note}")
+    print(end="", flush=True)
+
+
+def disturbances(facts: dict, busiest: str | None, alone: bool) -> list[str]:
+    """Plain sentences on what slows the machine down before anything is measured.
+
+    Args:
+        busiest: name of the other program that computes most.
+        alone: whether no other benchmark of this collection runs.
+    """
+    found = []
+    power = facts.get("power") or ""
+    if "battery" in power:
+        found.append("the machine runs on battery; many are slower then: plug it in")
+    if "low_power" in power:
+        found.append("low power mode is on: turn it off")
+    load = facts["other_load_percent"]
+    if load > 20:
+        most = f", most of all {busiest}" if busiest else ""
+        found.append(f"other programs keep the processor {load:.0f} % busy{most}: close them")
+    if not alone:
+        found.append("another benchmark of this collection is running: the two slow each other")
+    return found
+
+
+def report(row: dict) -> None:
+    """One line for a finished batch size, and what a reader must know about its number."""
+    if row["status"] != "ok":
+        tqdm.write(f"batch size {row['batch_size']}: {row['status']}: {row['error']}")
+        return
+    rate = row["samples_per_second"]
+    speed = f", {rate:,.1f} samples/s" if rate else ""
+    tqdm.write(
+        f"batch size {row['batch_size']}: {row['avg_time_per_epoch']:.2f} s per epoch{speed}"
+    )
+    for verdict in verdicts(row):
+        tqdm.write(f"    {verdict}")
+
+
+def verdicts(row: dict) -> list[str]:
+    """Plain sentences on what, besides the accelerator, set the numbers of a good row."""
+    found = []
+    if (row.get("input_bound_percent") or 0) > 10:
+        found.append(
+            f"input bound: the data pipeline, not the accelerator, set this number "
+            f"({row['input_bound_percent']:.0f} % slower than the device alone)"
+        )
+    if (row.get("sustained_ratio") or 1) < 0.9:
+        found.append(f"throttled: it ended at {row['sustained_ratio']:.2f} of its first speed")
+    if row["swap_written_gb"] > 0.01:
+        found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
+    if row["extrapolated"]:
+        found.append(
+            "extrapolated: the epoch time is computed from the steady rate (--max_seconds)"
+        )
+    if row["data"] == "synthetic":
+        found.append("synthetic data")
+    return found
+
+
+def summarize(rows: list[dict], path: Path) -> None:
+    """The table at the end."""
+    if not rows:
+        print("Nothing was left to measure.")
+        return
+    import pandas as pd
+
+    shown = {
+        "batch_size": "batch size",
+        "avg_time_per_epoch": "s per epoch",
+        "avg_time_per_epoch_ci95": "+/-",
+        "samples_per_second": "samples/s",
+        "compute_samples_per_second": "device only",
+        "peak_memory_gb": "peak GB",
+        "status": "status",
+    }
+    table = pd.DataFrame(rows).reindex(columns=list(shown)).rename(columns=shown)
+    print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+    print(f"\nResults: {path}")
