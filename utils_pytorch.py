@@ -137,7 +137,8 @@ def make_steps(model, loss_function, optimizer, device, options):
     """Two functions: the loss of a network on a batch, and one optimizer update of `model`."""
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format).train()
-    forward = torch.compile(model) if options.compile else model
+    # Static shapes: the last, smaller batch must not switch the full ones to dynamic kernels.
+    forward = torch.compile(model, dynamic=False) if options.compile else model
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
 
     def forward_loss(network, images, labels):
