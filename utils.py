@@ -216,7 +216,8 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         path = experiment.results_path(options.results_dir, facts["machine"])
         _, saved = read_rows(path)
         facts["other_load_percent"], busiest = other_load()
-        announce(experiment, options, facts, busiest, alone)
+        facts["other_benchmark_running"] = not alone
+        announce(experiment, options, facts, busiest)
         if options.find_max_batch_size:
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
         for row in measured_rows(experiment, options, facts, measure, saved):

@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def announce(experiment, options, facts: dict, busiest: str | None, alone: bool) -> None:
+def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
     sizes = ", ".join(map(str, options.batch_sizes))
     print(
@@ -14,17 +14,16 @@ def announce(experiment, options, facts: dict, busiest: str | None, alone: bool)
     print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
     repeats = f", {options.repeats} times" if options.repeats > 1 else ""
     print(f"batch sizes {sizes}; {options.epochs} epochs each{repeats}")
-    for note in disturbances(facts, busiest, alone):
+    for note in disturbances(facts, busiest):
         print(f"Note: {note}")
     print(end="", flush=True)
 
 
-def disturbances(facts: dict, busiest: str | None, alone: bool) -> list[str]:
+def disturbances(facts: dict, busiest: str | None) -> list[str]:
     """Plain sentences on what slows the machine down before anything is measured.
 
     Args:
         busiest: name of the other program that computes most.
-        alone: whether no other benchmark of this collection runs.
     """
     found = []
     power = facts.get("power") or ""
@@ -36,7 +35,7 @@ def disturbances(facts: dict, busiest: str | None, alone: bool) -> list[str]:
     if load > 20:
         most = f", most of all {busiest}" if busiest else ""
         found.append(f"other programs keep the processor {load:.0f} % busy{most}: close them")
-    if not alone:
+    if facts["other_benchmark_running"]:
         found.append("another benchmark of this collection is running: the two slow each other")
     return found
 

@@ -44,6 +44,7 @@ COLUMNS = [
     "memory_gb",
     "power",
     "other_load_percent",
+    "other_benchmark_running",
     "os",
     "python",
     "framework",

@@ -126,6 +126,7 @@ def test_two_runs_at_once_lose_no_row(script, tmp_path):
     ]
     assert [process.wait(60) for process in runs] == [0, 0, 0]
     assert len(rows(tmp_path)) == 9
+    assert {row["other_benchmark_running"] for row in rows(tmp_path)} == {"False", "True"}
 
 
 def test_torn_file_is_named_and_left_alone(script, tmp_path):

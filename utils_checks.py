@@ -1,0 +1,281 @@
+"""What selfcheck measures: each check is a function of `quick` that returns its findings."""
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+import utils
+from utils_clock import Clock, Window, rate_of, steady_rate, steady_windows
+
+BATCH_SIZE = 32
+SLICE_SECONDS = 10.0
+MATRIX_PRODUCT = "matrix product, "  # before the precision, in the name of a finding
+
+
+class Finding(NamedTuple):
+    """What a check saw; `passed` is None for a figure that has no target."""
+
+    check: str
+    value: float | None
+    unit: str
+    target: str
+    passed: bool | None
+
+
+def at_least(check: str, value: float, target: float, unit: str = "ratio") -> Finding:
+    return Finding(check, value, unit, f"at least {target:g}", bool(value >= target))
+
+
+def at_most(check: str, value: float, target: float, unit: str) -> Finding:
+    return Finding(check, value, unit, f"at most {target:g}", bool(value <= target))
+
+
+def figure(check: str, value: float | None, unit: str) -> Finding:
+    return Finding(check, value, unit, "", None)
+
+
+# Overhead: the measured loop beside a bare one of the same work
+
+
+def overhead_pytorch(quick: bool) -> list[Finding]:
+    import benchmark_pytorch
+
+    pairs = 6 if quick else 20
+    return [at_least("PyTorch loop / bare loop", benchmark_pytorch.loop_ratio(pairs=pairs), 0.98)]
+
+
+# The clock, and the estimate that a short run gives
+
+
+def clock(quick: bool) -> list[Finding]:
+    train_step, synchronize, read_back = resnet50_step()
+    seconds = 20 if quick else 60
+    truth = reported_over_true(train_step, synchronize, read_back, seconds)
+    return [at_most("clock's rate beside a stopwatch's, off by", 100 * abs(truth - 1), 3, "%")]
+
+
+def resnet50_step():
+    """One training step of ResNet50 on a batch of 32x32 images that lies on the device.
+
+    Returns:
+        The step; the protocol's `synchronize`; and a way around it to wait for the device, which
+        reads a number back that the last step computed.
+    """
+    import torch
+    from torchvision.models import resnet50
+
+    import utils_pytorch
+
+    options = argparse.Namespace(
+        device="auto", seed=1, precision="fp32", compile=False, channels_last=False
+    )
+    device = utils_pytorch.start(options)
+    model = resnet50(num_classes=100).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    _, step = utils_pytorch.make_steps(
+        model, torch.nn.CrossEntropyLoss(), optimizer, device, options
+    )
+    images = torch.randint(256, (BATCH_SIZE, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(100, (BATCH_SIZE,), device=device)
+    return (
+        lambda: step(images, labels),
+        utils_pytorch.synchronize(device),
+        lambda: model.fc.bias[0].item(),
+    )
+
+
+def reported_over_true(
+    train_step, synchronize, read_back, seconds: float, now=time.perf_counter
+) -> float:
+    """The rate that the clock reports, divided by that of a stopwatch around the same steps.
+
+    The two take turns, so that drift falls on both.
+    """
+    reported, true = [], []
+    for _ in range(5):
+        run = Clock(BATCH_SIZE, BATCH_SIZE * 10**9, 1, synchronize, seconds / 10, now=now)
+        run.start()
+        while True:
+            train_step()
+            if run.step(BATCH_SIZE):
+                break
+        run.stop()
+        reported.append(rate_of(run.windows))
+        steps = sum(window.steps for window in run.windows)
+        read_back()
+        start = now()
+        for _ in range(steps):
+            train_step()
+        read_back()
+        true.append(steps * BATCH_SIZE / (now() - start))
+    return statistics.median(r / t for r, t in zip(reported, true, strict=True))
+
+
+def estimate(quick: bool) -> list[Finding]:
+    train_step, synchronize, _ = resnet50_step()
+    seconds = 40 if quick else 180
+    run = Clock(BATCH_SIZE, BATCH_SIZE * 10**9, 1, synchronize, seconds)
+    run.start()
+    while True:
+        train_step()
+        if run.step(BATCH_SIZE):
+            break
+    run.stop()
+    return judge_slices(run.windows)
+
+
+def judge_slices(windows: list[Window]) -> list[Finding]:
+    """What every slice of `SLICE_SECONDS` would have reported, against the whole run's rate."""
+    windows = steady_windows(windows)
+    whole = rate_of(windows)
+    errors, held = [], []
+    for first in range(len(windows)):
+        length, cut = 0.0, first
+        while cut < len(windows) and length < SLICE_SECONDS:
+            length += windows[cut].seconds
+            cut += 1
+        if length < SLICE_SECONDS:
+            break
+        rate, half_width = steady_rate(windows[first:cut])
+        errors.append(100 * abs(rate / whole - 1))
+        held.append(bool(abs(rate - whole) <= half_width))
+    _, *percentiles = statistics.quantiles(errors, n=20, method="inclusive")
+    return [
+        at_most("error of a 10 s estimate, median", statistics.median(errors), 2, "%"),
+        figure("error of a 10 s estimate, 95th percentile", percentiles[-1], "%"),
+        at_least(
+            "its 95 % interval held the long run's rate", 100 * statistics.mean(held), 90, "%"
+        ),
+    ]
+
+
+# Pipelines: what the loaders deliver, against their ceiling and the device's appetite
+
+
+def pipeline_cifar100(quick: bool) -> list[Finding]:
+    import torch
+
+    import pytorch_test_computer_vision_cifar100 as script
+    from benchmark_pytorch import loader_rate
+
+    data = script.load_data(argparse.Namespace(data="synthetic"))
+    loader = script.make_loader(data, BATCH_SIZE, torch.device("cpu"))
+    delivered = statistics.median(loader_rate(loader) for _ in range(2 if quick else 5))
+    copied = len(data) / shortest_seconds(data.images.clone)
+    train_step, synchronize, _ = resnet50_step()
+    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
+    return [
+        figure("CIFAR100 loader, share of a plain memory copy", 100 * delivered / copied, "%"),
+        at_least("CIFAR100 loader / what the device trains", delivered / eaten, 2),
+    ]
+
+
+def shortest_seconds(work, times: int = 5) -> float:
+    """Seconds of the fastest of `times` runs of `work`, after one that warms up."""
+    work()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+# Steadiness: the same work again and again
+
+
+def steadiness(quick: bool) -> list[Finding]:
+    multiply, _ = matrix_product("fp32", 1024)
+    blocks = repeat(multiply, blocks=12, block_seconds=1.0 if quick else 5.0)
+    return judge_blocks(blocks)
+
+
+def repeat(work, blocks: int, block_seconds: float) -> list[float]:
+    """Repetitions per second of `work` in each of so many blocks of time."""
+    work()
+    rates = []
+    for _ in tqdm(range(blocks), desc="steadiness", leave=False, disable=None):
+        count, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < block_seconds:
+            work()
+            count += 1
+        rates.append(count / seconds)
+    return rates
+
+
+def judge_blocks(rates: list[float]) -> list[Finding]:
+    """Spread and drift, and the smallest difference between two runs that means something."""
+    mean = statistics.mean(rates)
+    third = len(rates) // 3
+    drift = statistics.mean(rates[-third:]) / statistics.mean(rates[:third]) - 1
+    spread = statistics.stdev(rates) / mean
+    # Two runs differ by chance by less than 1.96 standard deviations of a difference.
+    noise = 1.96 * 2**0.5 * spread
+    return [
+        figure("same work, drift from first to last third", 100 * drift, "%"),
+        at_most("differences below this mean nothing", 100 * noise, 5, "%"),
+    ]
+
+
+# Ceilings: what the device can do at best
+
+
+def ceilings(quick: bool) -> list[Finding]:
+    found = []
+    for precision in ("fp32", "bf16", "fp16"):
+        try:
+            tflops = peak_tflops(precision, seconds=0.2 if quick else 1.0)
+        except utils.UsageError:
+            tflops = None  # this device does not compute in that precision
+        found.append(figure(MATRIX_PRODUCT + precision, tflops, "TFLOP/s"))
+    copy, size = memory_copy()
+    found.append(figure("memory bandwidth", 2 * size / shortest_seconds(copy) / 1e9, "GB/s"))
+    return found
+
+
+def peak_tflops(precision: str, seconds: float) -> float:
+    """The best rate of matrix products, doubled in size until one takes longer than `seconds`."""
+    best, size, took = 0.0, 256, 0.0
+    while took < seconds and size <= 16384:
+        multiply, operations = matrix_product(precision, size)
+        took = shortest_seconds(multiply)
+        best = max(best, operations / took / 1e12)
+        size *= 2
+    return best
+
+
+def matrix_product(precision: str, size: int):
+    """A square matrix product on the device that waits until it is done, and its operations."""
+    import torch
+
+    import utils_pytorch
+
+    options = argparse.Namespace(device="auto", seed=1, precision=precision)
+    device = utils_pytorch.start(options)
+    a, b = torch.randn(2, size, size, device=device).to(utils_pytorch.DTYPES[precision])
+    synchronize = utils_pytorch.synchronize(device)
+
+    def multiply():
+        torch.mm(a, b)
+        synchronize()
+
+    return multiply, 2 * size**3
+
+
+def memory_copy(size: int = 2**29):
+    """A copy of `size` bytes from one place of the device's memory to another."""
+    import torch
+
+    import utils_pytorch
+
+    device = utils_pytorch.choose_device("auto")
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    synchronize = utils_pytorch.synchronize(device)
+    return lambda: (target.copy_(source), synchronize()), size
+
+
+CHECKS = [overhead_pytorch, clock, estimate, pipeline_cifar100, steadiness, ceilings]
