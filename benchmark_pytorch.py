@@ -18,6 +18,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 
 import pytorch_test_computer_vision_cifar100 as script
 import utils_pytorch
+from utils_benchmark import interleaved_ratio
 from utils_clock import Clock
 
 CPU = torch.device("cpu")
@@ -76,20 +77,13 @@ def loop_ratio(batch_size: int = 32, steps: int = 12, pairs: int = 10) -> float:
         clock = Clock(batch_size, len(loader.dataset), 1, utils_pytorch.synchronize(CPU))
         utils_pytorch.train(train_step, loader, 1, clock)
 
-    def timed(loop) -> float:
-        start = time.perf_counter()
-        loop()
-        return time.perf_counter() - start
-
-    bare()
-    ratios = []
-    for pair in range(pairs):  # each side goes first in half of the pairs
-        seconds = {loop: timed(loop) for loop in ((bare, shared) if pair % 2 else (shared, bare))}
-        ratios.append(seconds[bare] / seconds[shared])
-    return statistics.median(ratios)
+    return interleaved_ratio(shared, bare, pairs)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for size, target in ((1024, 5), (32, 1)):
         print(f"loader, batch size {size}: {loader_ratio(size):.2f} (target {target})", flush=True)
     print(f"training loop: {loop_ratio():.3f} (target 0.98)")

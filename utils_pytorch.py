@@ -140,10 +140,13 @@ def make_steps(model, loss_function, optimizer, device, options):
     # Static shapes: the last, smaller batch must not switch the full ones to dynamic kernels.
     forward = torch.compile(model, dynamic=False) if options.compile else model
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    # From pinned memory on CUDA only: on MPS such a copy may read memory that is already reused
+    # (github.com/pytorch/pytorch/issues/189690).
+    asynchronous = device.type == "cuda"
 
     def forward_loss(network, images, labels):
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        images = images.to(device, non_blocking=asynchronous)
+        labels = labels.to(device, non_blocking=asynchronous)
         with autocast(device, options.precision):
             return loss_function(network(normalize(images, memory_format)), labels)
 
