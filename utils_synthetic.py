@@ -34,7 +34,7 @@ def jpeg_photographs(count: int = PHOTOGRAPHS, seed: int = 1) -> list[bytes]:
 
 
 def canvas(random: np.random.Generator) -> np.ndarray:
-    """Y, Cb and Cr (side, side, 3) of a large picture; brightness has standard deviation 1."""
+    """Y, Cb and Cr (side, side, 3) around 0 of a large picture; Y has standard deviation 1."""
     brightness = noise(random, 1.2)
     colours = [0.35 * noise(random, 1.5) for _ in range(2)]
     return np.stack([brightness, *colours], axis=-1)
@@ -43,12 +43,10 @@ def canvas(random: np.random.Generator) -> np.ndarray:
 def noise(random: np.random.Generator, exponent: float) -> np.ndarray:
     """Noise (side, side) of mean 0 and standard deviation 1; amplitude falls as 1/f**exponent."""
     side = CANVAS_SIDE
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)).astype(np.float32)
-    frequency[0, 0] = np.inf
-    spectrum = (
-        np.fft.rfft2(random.standard_normal((side, side), dtype=np.float32)) / frequency**exponent
-    )
-    picture = np.fft.irfft2(spectrum, (side, side))
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    frequency[0, 0] = np.inf  # no energy in the mean
+    white = np.fft.rfft2(random.standard_normal((side, side), dtype=np.float32))
+    picture = np.fft.irfft2(white / frequency.astype(np.float32) ** exponent, (side, side))
     return picture / picture.std()
 
 
