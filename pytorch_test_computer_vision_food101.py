@@ -98,7 +98,7 @@ def decode_batch(rows: list[dict]):
 
 
 def decode(file: bytes):
-    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or in colour, as uint8 (3, 224, 224)."""
+    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or not, as uint8 (3, 224, 224)."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.v2.functional import resize
