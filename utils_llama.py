@@ -78,7 +78,7 @@ def capture_log(verbose: bool) -> list[str]:
     import llama_cpp
 
     lines = []
-    debug = 4
+    debug = 1  # GGML_LOG_LEVEL_DEBUG of ggml.h
 
     @llama_cpp.llama_log_callback
     def keep(level, text, _):
