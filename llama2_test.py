@@ -151,7 +151,7 @@ def download_or_twin(options) -> Path:
     require_installed("gguf", "gguf")
     return synthetic_gguf.ensure_twin(
         synthetic_gguf.ARCHITECTURES[options.synthetic_model],
-        f"[INST] {' '.join(QUESTIONS)} [/INST]",
+        utils_llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
         options.data_dir / "synthetic",
     )
 

@@ -23,6 +23,7 @@ import utils_machine
 from synthetic_gguf import SYNTHETIC_KEY
 from utils_process import UsageError, UserError, run_in_fresh_process
 
+LLAMA2_PROMPT = "[INST] {} [/INST]"
 PP_TOKENS = 512  # llama-bench's standard prompt, evaluated as one batch
 TG_TOKENS = 128  # and its standard generation
 
@@ -193,7 +194,7 @@ def prompt_tokens(llm, question: str) -> list[int]:
 
     template = llm.metadata.get("tokenizer.chat_template")
     if template is None:
-        return llm.tokenize(f"[INST] {question} [/INST]".encode(), special=True)
+        return llm.tokenize(LLAMA2_PROMPT.format(question).encode(), special=True)
     formatter = Jinja2ChatFormatter(
         template=template,
         bos_token=token_text(llm, llm.token_bos()),

@@ -1,4 +1,4 @@
-"""The twin has the real model's tensors, a usable vocabulary, and weights that keep numbers finite."""
+"""The twin has the real model's tensors, a usable vocabulary, and weights that stay finite."""
 
 from collections import Counter
 
@@ -9,6 +9,7 @@ import pytest
 import llama2_test as script
 import synthetic_gguf
 import utils
+import utils_llama
 
 TINY = synthetic_gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
 TEXT = "How does a bicycle stay upright? Reason step by step."
@@ -54,7 +55,7 @@ def test_weights_keep_the_variance_of_what_they_multiply(twin):
 
 
 def test_seven_billion_parameters_speak_every_word_of_the_questions():
-    text = f"[INST] {' '.join(script.QUESTIONS)} [/INST]"
+    text = utils_llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
     tokens, scores, types = synthetic_gguf.vocabulary(32_000, text)
     assert len(tokens) == len(set(tokens)) == len(scores) == len(types) == 32_000
     assert {"\u2581refrigerator", "\u2581step", "INST"} <= set(tokens)
