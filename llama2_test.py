@@ -19,9 +19,7 @@ synthetic twin with random weights and the same tensors takes its place, and is 
 """
 
 import argparse
-import importlib.util
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,7 +28,16 @@ import synthetic_gguf
 import utils
 import utils_llama
 import utils_machine
-from utils_llama_report import COLUMNS, announce, report, results_path, summarize
+from utils_llama_report import (
+    COLUMNS,
+    announce,
+    failed_row,
+    now,
+    report,
+    results_path,
+    run_and_collect,
+    summarize,
+)
 from utils_results import UnreadableResults, read_rows
 
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
@@ -117,7 +124,7 @@ def find_model(options) -> Path:
     Raises:
         UserError: there is none, or it is no GGUF.
     """
-    require_installed("llama_cpp", "llama-cpp-python")
+    utils_llama.require_installed("llama_cpp", "llama-cpp-python")
     path = options.path_to_gguf_model
     given = path != Path(DEFAULT_MODEL)
     if given and options.data == "synthetic":
@@ -126,13 +133,8 @@ def find_model(options) -> Path:
         raise utils.UsageError(f"--path_to_gguf_model={path}: there is no such file")
     if not path.is_file() or options.data == "synthetic":
         path = download_or_twin(options)
-    require_gguf(path)
+    utils_llama.require_gguf(path)
     return path
-
-
-def require_installed(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise utils.UserError(f"{package} is not installed: python -m pip install {package}")
 
 
 def download_or_twin(options) -> Path:
@@ -148,23 +150,12 @@ def download_or_twin(options) -> Path:
 
     if utils.choose_data(options.data, fetch) == "real":
         return path
-    require_installed("gguf", "gguf")
+    utils_llama.require_installed("gguf", "gguf")
     return synthetic_gguf.ensure_twin(
         synthetic_gguf.ARCHITECTURES[options.synthetic_model],
         utils_llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
         options.data_dir / "synthetic",
     )
-
-
-def require_gguf(path: Path) -> None:
-    """Raises UserError unless the file starts as a GGUF does."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise utils.UserError(f"{path} cannot be read ({error.strerror})") from None
-    if magic != b"GGUF":
-        raise utils.UserError(f"{path} is not a GGUF file: it starts with {magic!r}")
 
 
 # Measuring
@@ -187,7 +178,8 @@ def plan(options) -> list[tuple[str, int]]:
 def measure_all(sender, options) -> None:
     """Load the model and measure the whole plan; a row is saved as soon as it is there."""
     llm, log = utils_llama.load(options)
-    facts = collect_facts(llm, log, options)
+    facts = utils_llama.shared_columns(llm, log, options)
+    facts["project_version"] = utils.PROJECT_VERSION
     prompts = {q: utils_llama.prompt_tokens(llm, q) for q in QUESTIONS[: options.num_questions]}
     utils_llama.require_context(list(prompts.values()), options)
     path = results_path(options.results_dir, facts)
@@ -199,8 +191,7 @@ def measure_all(sender, options) -> None:
     sender.send(facts)
     warm_up(llm, prompts[QUESTIONS[0]], options)
     for question, iteration in tqdm(plan(options), desc="llama", unit=" rows", disable=None):
-        row = {**facts, "question": question, "question_iter": iteration}
-        row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
         try:
             row |= {"status": "ok", **measure(llm, question, prompts.get(question), options)}
         except RuntimeError as error:
@@ -208,18 +199,6 @@ def measure_all(sender, options) -> None:
         utils.save(path, row, COLUMNS)
         sender.send(row)
         report(row)
-
-
-def collect_facts(llm, log: str, options) -> dict:
-    """The columns that every row shares."""
-    facts = {
-        **{name: getattr(options, name) for name in COLUMNS if hasattr(options, name)},
-        **utils_llama.machine_columns(utils_llama.parse_offload(log)),
-        **utils_llama.model_columns(llm, options.model_path),
-        "project_version": utils.PROJECT_VERSION,
-    }
-    facts["machine"] = options.machine_name or facts["machine"]
-    return facts
 
 
 def warm_up(llm, tokens: list[int], options) -> None:
@@ -263,31 +242,13 @@ def main() -> None:
         options.n_threads = options.n_threads or utils_llama.default_threads()
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = utils_machine.other_load()
-        outcome = utils_llama.run_and_collect(measure_all, options, facts, rows)
+        outcome = run_and_collect(measure_all, options, facts, rows)
         if outcome["status"] != "ok":
-            record_failure(outcome, options, facts, rows)
+            rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
+            utils.save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
+            report(rows[-1])
         summarize(rows, results_path(options.results_dir, facts))
     sys.exit(any(row["status"] != "ok" for row in rows))
-
-
-def record_failure(outcome: dict, options, facts: dict, rows: list[dict]) -> None:
-    """Add the row at which the measuring process ended, where it came so far.
-
-    Raises:
-        UserError: it did not even get the model loaded.
-    """
-    if outcome["status"] == "user_error":
-        raise (utils.UsageError if outcome["exit_code"] == 2 else utils.UserError)(outcome["error"])
-    print(outcome.get("details", ""), file=sys.stderr)
-    if not facts:
-        raise utils.UserError(f"{options.model_path}: loading it failed: {outcome['error']}")
-    question, iteration = plan(options)[len(rows)]
-    row = {**facts, "question": question, "question_iter": iteration}
-    row |= {"status": outcome["status"], "error": outcome["error"]}
-    row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    utils.save(results_path(options.results_dir, facts), row, COLUMNS)
-    rows.append(row)
-    report(row)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,12 @@ llama.cpp counts itself what it evaluates: tokens and milliseconds of prompts an
 read from `llama_perf_context`. The wall clock around a generation checks these counters.
 """
 
-import contextlib
 import ctypes
-import multiprocessing
+import importlib.util
 import platform
 import random
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,17 @@ import psutil
 
 import utils_machine
 from synthetic_gguf import SYNTHETIC_KEY
-from utils_process import UsageError, UserError, run_in_fresh_process
+from utils_process import UsageError, UserError
 
+SHARED_OPTIONS = (
+    "max_tokens",
+    "n_gpu_layers",
+    "flash_attn",
+    "seed",
+    "temperature",
+    "other_load_percent",
+    "other_benchmark_running",
+)
 LLAMA2_PROMPT = "[INST] {} [/INST]"
 PP_TOKENS = 512  # llama-bench's standard prompt, evaluated as one batch
 TG_TOKENS = 128  # and its standard generation
@@ -39,6 +46,22 @@ class Offload(NamedTuple):
 
 
 # Loading
+
+
+def require_installed(module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{package} is not installed: python -m pip install {package}")
+
+
+def require_gguf(path: Path) -> None:
+    """Raises UserError unless the file starts as a GGUF does."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if magic != b"GGUF":
+        raise UserError(f"{path} is not a GGUF file: it starts with {magic!r}")
 
 
 def load(options):
@@ -116,6 +139,17 @@ def default_threads() -> int:
 
 
 # What and where
+
+
+def shared_columns(llm, log: str, options) -> dict:
+    """The columns that every row shares."""
+    facts = {
+        **{name: getattr(options, name) for name in SHARED_OPTIONS},
+        **machine_columns(parse_offload(log)),
+        **model_columns(llm, options.model_path),
+    }
+    facts["machine"] = options.machine_name or facts["machine"]
+    return facts
 
 
 def parse_offload(log: str) -> Offload:
@@ -344,31 +378,3 @@ def timed_decode(llm, batches: list[list[int]]) -> float:
             raise RuntimeError(f"llama_decode returned {code}")
         llama_cpp.llama_synchronize(llm.ctx)
     return time.perf_counter() - start
-
-
-# A fresh process
-
-
-def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) -> dict:
-    """Call `function(send, options)` in a fresh process; returns how it ended.
-
-    What it sends arrives while it runs: first `facts`, then the `rows`, so that they are known here
-    when llama.cpp crashes.
-    """
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-
-    def collect():
-        # A message that a killed process left half written is an OSError.
-        with contextlib.suppress(EOFError, OSError):
-            facts.update(receiver.recv())
-            while True:
-                rows.append(receiver.recv())
-
-    thread = threading.Thread(target=collect)
-    thread.start()
-    try:
-        return run_in_fresh_process(function, sender, options)
-    finally:
-        sender.close()
-        thread.join()
-        receiver.close()

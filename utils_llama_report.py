@@ -1,13 +1,20 @@
-"""The rows of the LLM experiment: their columns and file, and what the terminal says of them."""
+"""The rows of the LLM experiment: columns and file, from a fresh process to the terminal."""
 
+import contextlib
 import math
+import multiprocessing
 import platform
 import statistics
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils_machine import output_of
+from utils_process import UsageError, UserError, run_in_fresh_process
 from utils_report import disturbances
 
 COLUMNS = [
@@ -60,6 +67,55 @@ COLUMNS = [
 def results_path(results_dir: Path, facts: dict) -> Path:
     """The one CSV file of a model on a machine."""
     return results_dir / "results_llama2" / f"{facts['machine']}_{facts['model']}_results.csv"
+
+
+def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) -> dict:
+    """Call `function(send, options)` in a fresh process; returns how it ended.
+
+    What it sends arrives while it runs: first `facts`, then the `rows`, so that they are known here
+    when llama.cpp crashes.
+    """
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+
+    def collect():
+        # A message that a killed process left half written is an OSError.
+        with contextlib.suppress(EOFError, OSError):
+            facts.update(receiver.recv())
+            while True:
+                rows.append(receiver.recv())
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        return run_in_fresh_process(function, sender, options)
+    finally:
+        sender.close()
+        thread.join()
+        receiver.close()
+
+
+def failed_row(outcome: dict, facts: dict, where: tuple[str, int]) -> dict:
+    """The row at which the measuring process ended.
+
+    Args:
+        where: question and iteration.
+
+    Raises:
+        UserError: it did not even get the model loaded.
+    """
+    if outcome["status"] == "user_error":
+        raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
+    if details := outcome.get("details"):
+        print(details, file=sys.stderr)
+    if not facts:
+        raise UserError(f"loading the model failed: {outcome['error']}")
+    question, iteration = where
+    row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
+    return row | {"status": outcome["status"], "error": outcome["error"]}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def announce(facts: dict, options) -> None:

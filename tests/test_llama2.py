@@ -321,7 +321,7 @@ def test_reason_is_llama_cpps_own(log, reason):
 
 
 def test_missing_package(monkeypatch):
-    monkeypatch.setattr(script.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(utils_llama.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(utils.UserError, match="pip install llama-cpp-python"):
         script.find_model(None)
 
