@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from utils import PROJECT_VERSION
-from utils_experiments import BY_CHART, EXTRA_COLUMNS, LLM_FOLDER, TRAINING, of_file, of_llm_file
+from utils_experiments import BY_CHART, EXTRA_COLUMNS, LLM_CHART, TRAINING, of_file, of_llm_file
 from utils_results import COLUMNS, UnreadableResults, read_rows
 
 OLDER = "2023"
@@ -37,7 +37,15 @@ GEEKBENCH_NUMBERS = {
     *("cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"),
 }
 # What charts and comparisons need even where no file has it.
-NEEDED = [*COLUMNS, *EXTRA_COLUMNS, *MODEL_FLAGS, "experiment", "protocol", "configuration", "label"]
+NEEDED = [
+    *COLUMNS,
+    *EXTRA_COLUMNS,
+    *MODEL_FLAGS,
+    "experiment",
+    "protocol",
+    "configuration",
+    "label",
+]
 LLM_NEEDED = [
     *("question", "question_iter", "tokens_per_second", "prompt_tokens_per_second", "status"),
     *("data", "machine", "framework", "project_version", "started_at"),
@@ -164,8 +172,7 @@ def typed(name: str, text: str, numbers: set[str]):
 
 def configuration(row: dict, experiment) -> str:
     """How a row differs from the defaults, such as `bf16 compiled`; empty where it does not."""
-    parts = [row.get("precision") or "fp32"] if row.get("precision") != "fp32" else []
-    parts = [part for part in parts if part != "fp32"]
+    parts = [row["precision"]] if row.get("precision") not in (None, "fp32") else []
     parts += ["compiled"] if row.get("compile") else []
     parts += ["channels_last"] if row.get("channels_last") else []
     for name, default in experiment.model_flags.items():
@@ -304,7 +311,10 @@ def token_rates(generations: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.
                 mean, half_width = mean_ci95(values)
                 rates.append(
                     dict(zip(key, group, strict=True))
-                    | {"data": rows["data"].iloc[0], "project_version": rows["project_version"].iloc[0]}
+                    | {
+                        "data": rows["data"].iloc[0],
+                        "project_version": rows["project_version"].iloc[0],
+                    }
                     | {"framework": rows["framework"].iloc[0], "test": test}
                     | {"rate": mean, "rate_ci95": half_width, "runs": len(values)}
                 )
@@ -318,6 +328,41 @@ def mean_ci95(values: list[float]) -> tuple[float, float]:
         return values[0], math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values), error * stats.t.ppf(0.975, len(values) - 1)
+
+
+def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFrame:
+    """How many times as fast as a reference machine each machine is, per experiment, as a log.
+
+    A training experiment's is the geometric mean over the batch sizes that both measured. Only
+    default configurations count; older results have a reference of their own.
+
+    Args:
+        reference: a machine; where a protocol lacks it, its machine with the most rows instead.
+
+    Returns:
+        Columns protocol, experiment, machine, label, reference, log_speed.
+    """
+    rows = best_evidence(results.training)
+    rows = rows[is_good(rows)].rename(columns={"batch_size": "test"})
+    rows = rows.assign(log_speed=[-math.log(seconds) for seconds in rows["avg_time_per_epoch"]])
+    rates = token_rates(results.generations)
+    rates = rates[rates["test"] == "generation"].assign(experiment=LLM_CHART)
+    rates["log_speed"] = [math.log(rate) for rate in rates["rate"]]
+    columns = ["protocol", "experiment", "machine", "label", "test", "log_speed"]
+    both = pd.concat(part[part["configuration"] == ""][columns] for part in (rows, rates))
+    relative = []
+    for _, group in both.groupby("protocol"):
+        counts = group["machine"].value_counts()
+        base = reference if reference in counts else counts.sort_index().idxmax()
+        of_base = group[group["machine"] == base].set_index(["experiment", "test"])["log_speed"]
+        pairs = group.join(of_base.rename("base"), on=["experiment", "test"]).dropna(subset="base")
+        pairs["log_speed"] -= pairs.pop("base")
+        pairs["reference"] = base
+        relative.append(pairs)
+    key = ["protocol", "experiment", "machine", "label", "reference"]
+    if not relative:
+        return table([], [*key, "log_speed"])
+    return pd.concat(relative).groupby(key, as_index=False)["log_speed"].mean()
 
 
 def share_of_peak(results: Results) -> pd.DataFrame:
