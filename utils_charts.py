@@ -32,11 +32,14 @@ PROTOCOLS = {OURS: "", OLDER: f"published results of {OLDER}, measured another w
 LABELLED_BARS = 100  # more bars than these carry no numbers
 
 
-def machine_colours(results: Results) -> dict[str, str]:
-    """A colour for every machine, the same in all charts."""
-    tables = (results.training, results.generations, results.geekbench)
-    machines = sorted({name for table in tables for name in table["machine"].dropna()})
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(machines)}
+def machine_colours(results: Results) -> dict[str, tuple]:
+    """A colour for every machine, the same in all charts; after twelve they repeat, darker."""
+    measured = {*results.training["machine"], *results.generations["machine"]}
+    machines = [*sorted(measured), *sorted(set(results.geekbench["machine"]) - measured)]
+    return {
+        name: tuple(part * 0.6 ** (i // len(COLOURS)) for part in to_rgb(COLOURS[i % len(COLOURS)]))
+        for i, name in enumerate(machines)
+    }
 
 
 def save(figure: Figure, path: Path) -> str:
@@ -95,12 +98,12 @@ def with_series(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(series=rows["label"] + versions).sort_values(["machine", "series"])
 
 
-def shades(rows: pd.DataFrame, colours: dict[str, str]) -> dict[str, tuple]:
+def shades(rows: pd.DataFrame, colours: dict[str, tuple]) -> dict[str, tuple]:
     """A colour for every series: its machine's, the lighter the more series the machine has."""
     series = rows[["machine", "series", "protocol"]].drop_duplicates()
     ranks = series.groupby(["machine", "protocol"]).cumcount()
     return {
-        name: tuple(1 - (1 - part) * 0.55**rank for part in to_rgb(colours[machine]))
+        name: tuple(1 - (1 - part) * 0.55**rank for part in colours[machine])
         for name, machine, rank in zip(series["series"], series["machine"], ranks, strict=True)
     }
 
@@ -189,6 +192,17 @@ def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_dig
     axes.set_axisbelow(True)
 
 
+def panel_grid(title: str, panels: int, height: float) -> tuple[Figure, list]:
+    """A figure with so many axes in two columns, each of `height` inches."""
+    lines = math.ceil(panels / 2)
+    figure = Figure(figsize=(15, lines * height + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=14)
+    all_axes = list(figure.subplots(lines, min(2, panels), squeeze=False).flat)
+    for axes in all_axes[panels:]:
+        axes.set_axis_off()
+    return figure, all_axes[:panels]
+
+
 def tokens_per_second(results: Results) -> Figure:
     """Generation and prompt processing of the LLM, and llama-bench's figures where there are."""
     title = f"{LLM_TITLE}: tokens per second (higher is better)"
@@ -196,7 +210,7 @@ def tokens_per_second(results: Results) -> Figure:
     if rates.empty:
         return empty(title)
     tests = {
-        "generation": "generation, 20 questions", "prompt": "reading the prompt, 20 questions",
+        "generation": "generation", "prompt": "reading the prompt",
         "tg128": "llama-bench tg128", "pp512": "llama-bench pp512",
     }  # fmt: skip
     ours = rates[rates["protocol"] == OURS]
@@ -205,11 +219,8 @@ def tokens_per_second(results: Results) -> Figure:
     panels.append((f"{PROTOCOLS[OLDER]}\n(tokens estimated as characters / 4)", older))
     panels = [(name, rows) for name, rows in panels if len(rows)]
     most = max(len(rows) for _, rows in panels)
-    lines = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(15, lines * (1.3 + 0.32 * most) + 0.8), layout="constrained")
-    figure.suptitle(title, fontsize=14)
-    all_axes = list(figure.subplots(lines, min(2, len(panels)), squeeze=False).flat)
-    for axes, (name, rows) in zip(all_axes, panels, strict=False):
+    figure, all_axes = panel_grid(title, len(panels), 1.3 + 0.32 * most)
+    for axes, (name, rows) in zip(all_axes, panels, strict=True):
         rows = rows.sort_values("rate", ascending=False)
         horizontal_bars(
             axes, rows["label"], rows["rate"], rows["rate_ci95"].fillna(0),
@@ -217,21 +228,17 @@ def tokens_per_second(results: Results) -> Figure:
         )  # fmt: skip
         axes.set_title(name, fontsize=11)
         axes.set_xlabel("tokens per second")
-    for axes in all_axes[len(panels) :]:
-        axes.set_axis_off()
     if handles := hatch_handles(rates):
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
-def machine_shades(rows: pd.DataFrame, results: Results) -> list:
+def machine_shades(rows: pd.DataFrame, results: Results) -> list[tuple]:
     """The colour of each row: its machine's, lighter where its configuration is not the default."""
     colours = machine_colours(results)
     return [
-        tuple(
-            1 - (1 - part) * (0.55 if row["configuration"] else 1) for part in to_rgb(colours[name])
-        )
-        for name, row in zip(rows["machine"], rows.to_dict("records"), strict=True)
+        tuple(1 - (1 - part) * (0.55 if changed else 1) for part in colours[machine])
+        for machine, changed in zip(rows["machine"], rows["configuration"], strict=True)
     ]
 
 
@@ -249,15 +256,10 @@ def samples_per_second(results: Results) -> Figure:
     if not panels:
         return empty(title)
     most = rows["experiment"].value_counts().max()
-    lines = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(15, lines * (1.3 + 0.36 * most) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=14)
-    all_axes = list(figure.subplots(lines, min(2, len(panels)), squeeze=False).flat)
-    for axes, experiment in zip(all_axes, panels, strict=False):
+    figure, all_axes = panel_grid(title, len(panels), 1.3 + 0.36 * most)
+    for axes, experiment in zip(all_axes, panels, strict=True):
         draw_waiting(axes, rows[rows["experiment"] == experiment.chart], results)
         axes.set_title(experiment.title, fontsize=11)
-    for axes in all_axes[len(panels) :]:
-        axes.set_axis_off()
     if handles := hatch_handles(rows):
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
@@ -269,23 +271,24 @@ def draw_waiting(axes, rows: pd.DataFrame, results: Results) -> None:
     fastest = max(alone.max(), rows["samples_per_second"].max())
     if fastest > 30 * rows["samples_per_second"].min():
         axes.set_xscale("log")
+    names = [waiting_label(row) for _, row in rows.iterrows()]
     horizontal_bars(
-        axes, rows["series"], rows["samples_per_second"], rows["samples_per_second_ci95"].fillna(0),
+        axes, names, rows["samples_per_second"], rows["samples_per_second_ci95"].fillna(0),
         machine_shades(rows, results), [hatch(row) for _, row in rows.iterrows()], fmt="",
     )  # fmt: skip
     axes.barh(range(len(rows)), alone, 0.8, facecolor="none", edgecolor="black", linestyle="--")
-    for place, (_, row) in enumerate(rows.iterrows()):
-        text = f"{three_digits(row['samples_per_second'])}, batch {row['batch_size']:g}"
-        waited = row["input_bound_percent"]
-        if waited > 10:  # as the terminal says it
-            text += f", waited for data ({waited:.0f} % slower)"
-        end = max(row["samples_per_second"], row["compute_samples_per_second"])
-        axes.annotate(
-            text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8
-        )
     logarithmic = axes.get_xscale() == "log"
-    axes.set_xlim(right=fastest * (30 if logarithmic else 1.9))
     axes.set_xlabel("samples per second" + (" (log scale)" if logarithmic else ""))
+
+
+def waiting_label(row) -> str:
+    """The series, its rate and batch size, and whether the device waited for data."""
+    text = (
+        f"{row['series']}\n{three_digits(row['samples_per_second'])} at batch {row['batch_size']:g}"
+    )
+    waited = row["input_bound_percent"]
+    # From the same 10 % on the terminal calls a run input bound.
+    return text + (f", waited for data: {waited:.0f} % slower" if waited > 10 else "")
 
 
 # All experiments at once
@@ -321,7 +324,7 @@ def experiment_titles() -> dict[str, str]:
     return {experiment.chart: experiment.title for experiment in TRAINING} | {LLM_CHART: LLM_TITLE}
 
 
-def draw_overview(axes, speeds: pd.DataFrame, colours: dict[str, str]) -> None:
+def draw_overview(axes, speeds: pd.DataFrame, colours: dict[str, tuple]) -> None:
     """A bar from 1 to the geometric mean over experiments, and a mark per experiment."""
     means = speeds.groupby(["machine", "label"])["log_speed"].agg(["mean", "count"])
     means = means.sort_values("mean", ascending=False).reset_index()
