@@ -81,6 +81,7 @@ def time_per_epoch(results: Results, chart: str) -> Figure:
         logarithmic = len(times) and times.max() > 30 * times.min()
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_ylabel("seconds per epoch" + (" (log scale)" if logarithmic else ""))
         axes.margins(y=0.2)
     handles = [Patch(facecolor=c, edgecolor="black", label=n) for n, c in colours.items()]
@@ -271,6 +272,7 @@ def draw_waiting(axes, rows: pd.DataFrame, results: Results) -> None:
     fastest = max(alone.max(), rows["samples_per_second"].max())
     if fastest > 30 * rows["samples_per_second"].min():
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
     names = [waiting_label(row) for _, row in rows.iterrows()]
     horizontal_bars(
         axes, names, rows["samples_per_second"], rows["samples_per_second_ci95"].fillna(0),
@@ -346,6 +348,8 @@ def draw_overview(axes, speeds: pd.DataFrame, colours: dict[str, tuple]) -> None
             color="white", markeredgecolor="black", alpha=0.9,
         )  # fmt: skip
     axes.axvline(1, color="black", linewidth=1)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.05)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.xaxis.set_major_formatter("{x:g}")
