@@ -131,7 +131,7 @@ def facts(row: dict, shape: dict) -> dict:
 def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict], list[str]]:
     """The comparisons of two machines, and what was refused, one line each."""
     tests = dict.fromkeys((n["experiment"], n["test"]) for n in numbers)  # in this order
-    compared, refused = [], []
+    compared, refused = [], {}
     for test in tests:
         of_a, of_b = (
             [n for n in numbers if n["machine"] == m and (n["experiment"], n["test"]) == test]
@@ -144,9 +144,14 @@ def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict
             if loose:
                 same = [nearest]
             else:
-                refused.append(f"{test[0]}, {test[1]}: {'; '.join(nearest[2])}")
+                reason = (test[0], "; ".join(nearest[2]))
+                refused.setdefault(reason, []).append(test[1])
         compared += [comparison(x, y, differing) for x, y, differing in same]
-    return compared, refused
+    lines = [
+        f"{experiment} ({', '.join(refused[experiment, reason])}): {reason}"
+        for experiment, reason in refused
+    ]
+    return compared, lines
 
 
 def differences(x: dict, y: dict) -> list[str]:
