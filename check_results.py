@@ -19,14 +19,23 @@ from datetime import datetime
 from pathlib import Path
 
 import utils
-from utils_experiments import EXTRA_COLUMNS, LLM_COLUMNS, of_file, of_llm_file
+from utils_experiments import EXTRA_COLUMNS, of_file
+from utils_llama_report import COLUMNS as LLM_COLUMNS
 from utils_results import COLUMNS, UnreadableResults, read_rows
+from utils_tables import (
+    GEEKBENCH_FILE,
+    LLM_NUMBERS,
+    NUMBERS,
+    read_generations,
+    read_geekbench,
+    read_training,
+    typed,
+)
 
-STATUSES = {"ok", "out_of_memory", "killed", "error"}
 CHOICES = {
-    "status": STATUSES,
+    "status": {"ok", "out_of_memory", "killed", "error"},
     "data": {"real", "synthetic"},
-    "precision": {"fp32", "bf16", "fp16", ""},
+    "precision": {"fp32", "bf16", "fp16"},
 }
 # Smallest and largest believable number of a column; from 0 on where none is given.
 RANGES = {
@@ -58,8 +67,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_folder(results_dir: Path) -> tuple[int, list[str]]:
     """How many files there are, and a line for each problem in them."""
-    from utils_tables import GEEKBENCH_FILE
-
     files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
     problems = []
     for path in files:
@@ -69,46 +76,47 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
             found = check_geekbench(path)
         else:
             found = check_results_file(path)
-        problems += [f"{path}: {problem}" for problem in found]
+        problems += [problem if str(path) in problem else f"{path}: {problem}" for problem in found]
     return len(files), problems
 
 
 def check_results_file(path: Path) -> list[str]:
     """The problems of one CSV file of an experiment, in the order of its rows."""
     llm = path.parent.name.startswith("results_llama")
-    found = of_llm_file(path) if llm else of_file(path)
-    if not found:
+    found = of_file(path)
+    if not llm and not found:
         return ["neither folder and name of an experiment's results"]
     try:
         header, rows = read_rows(path)
     except UnreadableResults as error:
-        return [str(error).removeprefix(f"{path}").lstrip(": ")]
+        return [str(error)]
     if not any(row.get("project_version") for row in rows):
-        return check_older(path, rows)
-    experiment, machine = found
-    known = LLM_COLUMNS if llm else [*COLUMNS, *EXTRA_COLUMNS, *experiment.model_flags]
+        return check_older(path, llm, rows)
+    required = LLM_COLUMNS if llm else COLUMNS
+    known = [*required] if llm else [*required, *EXTRA_COLUMNS, *found[0].model_flags]
     problems = [f"unknown column {name!r}" for name in header if name not in known]
     problems += [f"repeated column {name!r}" for name in set(header) if header.count(name) > 1]
-    missing = [name for name in known if name not in header]
-    if not llm:
-        missing = [name for name in missing if name in COLUMNS]
-    problems += [f"column {name!r} is missing" for name in missing]
+    missing = [name for name in required if name not in header]
     if missing:
-        return problems
+        return [*problems, *(f"column {name!r} is missing" for name in missing)]
     seen = {}
     for line, row in enumerate(rows, start=2):
-        problems += [f"row {line}: {problem}" for problem in check_row(row, machine, llm)]
+        stem = re.sub(r"_results(_\d+)?$", "", path.stem)
+        expected = f"{row['machine']}_{row['model']}" if llm else row["machine"]
+        named = stem if llm else found[1]
+        if named != expected:
+            problems.append(f"row {line}: of {expected!r}, the file's name says {named!r}")
+        found_here = check_cells(row, LLM_NUMBERS if llm else NUMBERS)
+        found_here += check_llm_rates(row) if llm else check_training_time(row)
+        problems += [f"row {line}: {problem}" for problem in found_here]
         first = seen.setdefault(tuple(row.values()), line)
         if first != line:
             problems.append(f"row {line}: the same as row {first}")
     return problems
 
 
-def check_row(row: dict[str, str], machine: str, llm: bool) -> list[str]:
-    """The problems of one row of ours."""
-    from utils_tables import LLM_NUMBERS, NUMBERS, typed
-
-    numbers = LLM_NUMBERS if llm else NUMBERS
+def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
+    """The cells of one row of ours that are of a wrong type or out of range."""
     problems = []
     for name, text in row.items():
         try:
@@ -119,22 +127,28 @@ def check_row(row: dict[str, str], machine: str, llm: bool) -> list[str]:
         if name in CHOICES and text not in CHOICES[name]:
             problems.append(f"{name} is {text!r}")
         if name in numbers and not math.isnan(value):
-            low, high = RANGES.get(name, (0, math.inf))
-            if not low <= value <= high or math.isinf(value):
+            low, high = RANGES.get(name, (0, 1e15))
+            if not low <= value <= high:
                 problems.append(f"{name} is {text}, not in {low:g} to {high:g}")
-    if row["machine"] != machine:
-        problems.append(f"machine is {row['machine']!r}, in the file's name {machine!r}")
     if not re.fullmatch(r"\d+\.\d+\.\d+", row["project_version"]):
         problems.append(f"project_version is {row['project_version']!r}")
-    problems += check_time(row["started_at"])
-    rates = ("tokens_per_second", "prompt_tokens_per_second")
-    needed = rates if llm else ("avg_time_per_epoch", "samples_per_second")
-    filled = any(row[name] for name in needed) if llm else row["avg_time_per_epoch"]
-    if row["status"] == "ok" and not filled:
-        problems.append(f"status is ok, but {' and '.join(needed)} are empty")
     if row["status"] != "ok" and not row["error"]:
-        problems.append(f"status is {row['status']}, but error is empty")
-    return problems
+        problems.append(f"status is {row['status']!r}, but error is empty")
+    return problems + check_time(row["started_at"])
+
+
+def check_training_time(row: dict[str, str]) -> list[str]:
+    if not row["batch_size"]:
+        return ["batch_size is empty"]
+    if (row["status"] == "ok") != bool(row["avg_time_per_epoch"]):
+        return [f"status is {row['status']!r}, avg_time_per_epoch {row['avg_time_per_epoch']!r}"]
+    return []
+
+
+def check_llm_rates(row: dict[str, str]) -> list[str]:
+    if row["status"] == "ok" and not row["tokens_per_second"] + row["prompt_tokens_per_second"]:
+        return ["status is 'ok', but there are no tokens per second"]
+    return []
 
 
 def check_time(text: str) -> list[str]:
@@ -145,20 +159,15 @@ def check_time(text: str) -> list[str]:
     return [] if started.tzinfo else [f"started_at is {text!r}, without a time zone"]
 
 
-def check_older(path: Path, rows: list[dict]) -> list[str]:
-    """The problems of a file without our columns: what the notebook would skip."""
-    from utils_tables import read_generations, read_training
-
+def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
+    """The problems of a file of the older format: what the notebook would skip."""
     problems = []
-    read = read_generations if path.parent.name.startswith("results_llama") else read_training
-    if not read(path, problems) and not problems and rows:
+    if not (read_generations if llm else read_training)(path, problems) and not problems and rows:
         problems.append("no row can be read")
-    return [problem.removeprefix(f"{path}: ") for problem in problems]
+    return problems
 
 
 def check_geekbench(path: Path) -> list[str]:
-    from utils_tables import read_geekbench
-
     problems = []
     table = read_geekbench(path, problems)
     names = table["machine"]
@@ -166,7 +175,7 @@ def check_geekbench(path: Path) -> list[str]:
     for column in [name for name in table.columns if name.endswith("_score")]:
         low = table[table[column] <= 0]
         problems += [f"{column} of {name} is not above 0" for name in low["machine"]]
-    return [problem.removeprefix(f"{path}: ") for problem in problems]
+    return problems
 
 
 def check_selfcheck(path: Path) -> list[str]:

@@ -62,7 +62,8 @@ BY_CHART = {experiment.chart: experiment for experiment in TRAINING}
 
 LLM_TITLE = "Llama 2 7B, text generation"
 LLM_CHART = "llamacpp_2_7b_chat_q4_0_gguf_tokens_per_second"
-LLM_FOLDER = "results_llama2"
+LLM_MODEL = "llama-2-7b-chat.Q4_0"
+LLM_FLAGS = {"max_tokens": 500, "n_gpu_layers": -1}
 
 # Columns that some experiments have beyond those that all share.
 EXTRA_COLUMNS = ["weights", "transformers", "test_accuracy"]
@@ -73,9 +74,7 @@ _FILE_NAME = re.compile(
     r"(_[a-z]+)?_results(_\d+)?",
     re.IGNORECASE,
 )
-_LLM_FILE_NAME = re.compile(
-    r"(?P<machine>.+?)_(?P<model>[^_]*(llama|\.q\d|gguf).*)_results(_\d+)?", re.IGNORECASE
-)
+_LLM_FILE_NAME = re.compile(r"(?P<machine>.+?)_(?P<model>[^_]*llama.*)_results", re.IGNORECASE)
 
 
 def of_file(path: Path) -> tuple[ListedExperiment, str] | None:
@@ -91,10 +90,16 @@ def of_file(path: Path) -> tuple[ListedExperiment, str] | None:
     return None
 
 
-def of_llm_file(path: Path) -> tuple[str, str] | None:
-    """The model and the machine in the name of a file of generations."""
+def of_older_llm_file(path: Path) -> tuple[str, str]:
+    """The model and the machine in the name of an older file of generations.
+
+    Raises:
+        ValueError: the name has no Llama model.
+    """
     found = _LLM_FILE_NAME.fullmatch(path.stem)
-    return found and (found["model"], tag(found["machine"]))
+    if not found:
+        raise ValueError("neither the file's name nor the row tells the model")
+    return found["model"], tag(found["machine"])
 
 
 def tag(machine: str) -> str:

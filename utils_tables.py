@@ -14,7 +14,17 @@ import pandas as pd
 from scipy import stats
 
 from utils import PROJECT_VERSION
-from utils_experiments import BY_CHART, EXTRA_COLUMNS, LLM_CHART, TRAINING, of_file, of_llm_file
+from utils_experiments import (
+    BY_CHART,
+    EXTRA_COLUMNS,
+    LLM_CHART,
+    LLM_FLAGS,
+    LLM_MODEL,
+    TRAINING,
+    of_file,
+    of_older_llm_file,
+)
+from utils_llama_report import COLUMNS as LLM_COLUMNS
 from utils_results import COLUMNS, UnreadableResults, read_rows
 
 OLDER = "2023"
@@ -26,11 +36,8 @@ TEXTS = {
 }
 MODEL_FLAGS = {name for experiment in TRAINING for name in experiment.model_flags}
 NUMBERS = (set(COLUMNS) | set(EXTRA_COLUMNS) | MODEL_FLAGS) - FLAGS - TEXTS
-LLM_NUMBERS = {
-    *("question_iter", "total_time", "answer_char_len", "chars_per_second", "answer_token_len"),
-    *("tokens_per_second", "prompt_token_len", "prompt_tokens_per_second", "time_to_first_token"),
-    *("cpu_cores", "gpu_cores", "memory_gb", "other_load_percent"),
-}
+LLM_TEXTS = TEXTS | {"question", "answer", "model", "architecture", "quantization"}
+LLM_NUMBERS = set(LLM_COLUMNS) - FLAGS - LLM_TEXTS
 BENCH_QUESTIONS = ("pp512", "tg128")  # llama-bench's figures, in rows of their own
 GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 GEEKBENCH_NUMBERS = {
@@ -46,11 +53,7 @@ NEEDED = [
     "configuration",
     "label",
 ]
-LLM_NEEDED = [
-    *("question", "question_iter", "tokens_per_second", "prompt_tokens_per_second", "status"),
-    *("data", "machine", "framework", "project_version", "started_at"),
-    *("model", "protocol", "configuration", "label"),
-]
+LLM_NEEDED = [*LLM_COLUMNS, "protocol", "configuration", "label"]
 
 
 class Results(NamedTuple):
@@ -195,34 +198,46 @@ def pretty(machine: str) -> str:
 
 
 def read_generations(path: Path, problems: list[str]) -> list[dict]:
-    """Typed rows of one file of LLM generations, ours or older.
-
-    In the older format tokens were estimated as characters / 4, and the time holds the prompt's.
-    """
-    found = of_llm_file(path)
-    if not found:
-        problems.append(f"{path}: its name has no model")
-        return []
-    model, machine = found
+    """Typed rows of one file of LLM generations, ours or older."""
     header, cells = read_rows(path)
     if not {"question", "tokens_per_second"} <= set(header):
         problems.append(f"{path}: its columns are none of the LLM experiment's")
         return []
     rows = []
-    for line, text in enumerate(cells, start=2):
+    for line, row in enumerate(cells, start=2):
         try:
-            row = {name: typed(name, cell, LLM_NUMBERS) for name, cell in text.items()}
+            rows.append(generation_row(row, path) | {"source": str(path)})
         except ValueError as error:
             problems.append(f"{path}: row {line}: {error}")
-            continue
-        older = not row.get("project_version")
-        defaults = {"status": "ok", "data": "real"} if older else {}
-        row |= defaults | {"machine": row.get("machine") or machine, "model": model}
-        default_model = "llama-2-7b" in model.lower()
-        flags = ["flash attention"] if row.get("flash_attn") else []
-        row["configuration"] = " ".join(flags + ([] if default_model else [model]))
-        rows.append(labelled(row, older) | {"source": str(path)})
     return rows
+
+
+def generation_row(cells: dict[str, str], path: Path) -> dict:
+    """The cells of one generation with their types, its protocol, configuration and label.
+
+    In the older format tokens were estimated as characters / 4, and the time holds the prompt's.
+
+    Raises:
+        ValueError: a cell is not of its column's type, or nothing names the model.
+    """
+    row = {name: typed(name, cell, LLM_NUMBERS) for name, cell in cells.items()}
+    older = not row.get("project_version")
+    if older:
+        row["model"], row["machine"] = of_older_llm_file(path)
+        row |= {"status": "ok", "data": "real"}
+    row["configuration"] = llm_configuration(row)
+    return labelled(row, older)
+
+
+def llm_configuration(row: dict) -> str:
+    """How a generation differs from the defaults: another model, or other flags."""
+    parts = [] if row["model"].removesuffix(".gguf") == LLM_MODEL else [row["model"]]
+    parts += ["flash_attn"] if row.get("flash_attn") else []
+    for name, default in LLM_FLAGS.items():
+        value = row.get(name, default)
+        if value != default and not math.isnan(value):
+            parts.append(f"{name}={value:g}")
+    return " ".join(parts)
 
 
 def read_geekbench(path: Path, problems: list[str]) -> pd.DataFrame:

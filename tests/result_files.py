@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from utils import PROJECT_VERSION
+from utils_llama_report import COLUMNS as LLM_COLUMNS
 from utils_results import COLUMNS, append_row
 
 # folder, rest of the file name, batch sizes, seconds per epoch at speed 1 and the first of them
@@ -15,12 +16,6 @@ TRAINING = [
     ("tensorflow_cv", "cifar100_resnet50_32_tensorflow", [16, 32, 64, 128, 256], 420, 50_000),
     ("tensorflow_cv", "food101_resnet50_224_tensorflow", [32, 64, 128], 2900, 75_750),
     ("tensorflow_nlp", "imdb_smalltransformer_200_tensorflow", [16, 32, 64, 128], 60, 25_000),
-]
-LLM_COLUMNS = [
-    *("question", "question_iter", "total_time", "answer", "answer_char_len", "chars_per_second"),
-    *("answer_token_len", "tokens_per_second", "prompt_token_len", "prompt_tokens_per_second"),
-    *("time_to_first_token", "status", "error", "data", "machine", "framework"),
-    *("project_version", "started_at"),
 ]
 MACHINES = [
     *("Apple_M1_Pro_32GB_16_GPU_Cores", "Apple_M3_8GB_10_GPU_Cores"),
@@ -85,6 +80,7 @@ def write_machine(results_dir: Path, machine: str, speed: float, fits: int = 10*
             "tokens_per_second": 12 * speed + iteration / 10, "prompt_token_len": 40,
             "prompt_tokens_per_second": 150 * speed + iteration, "time_to_first_token": 0.3,
             "status": "ok", "data": changed.get("data", "real"), "machine": machine,
+            "model": "llama-2-7b-chat.Q4_0", "max_tokens": 500, "n_gpu_layers": -1,
             "framework": "llama-cpp-python 0.3.36", "project_version": PROJECT_VERSION,
             "started_at": "2026-11-24T13:00:00+00:00",
         }  # fmt: skip
