@@ -22,15 +22,6 @@ import utils
 from utils_experiments import EXTRA_COLUMNS, of_file
 from utils_llama_report import COLUMNS as LLM_COLUMNS
 from utils_results import COLUMNS, UnreadableResults, read_rows
-from utils_tables import (
-    GEEKBENCH_FILE,
-    LLM_NUMBERS,
-    NUMBERS,
-    read_generations,
-    read_geekbench,
-    read_training,
-    typed,
-)
 
 CHOICES = {
     "status": {"ok", "out_of_memory", "killed", "error"},
@@ -44,8 +35,9 @@ RANGES = {
     "samples_per_second": (1e-6, 1e9),
     "tokens_per_second": (1e-6, 1e7),
     "prompt_tokens_per_second": (1e-6, 1e8),
-    "input_bound_percent": (-1000, 100),
+    "input_bound_percent": (-1e4, 100),
     "sustained_ratio": (0, 100),
+    "n_gpu_layers": (-1, 1e4),
     "test_accuracy": (0, 1),
     "memory_gb": (0.1, 1e5),
     "peak_memory_gb": (0, 1e5),
@@ -67,6 +59,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_folder(results_dir: Path) -> tuple[int, list[str]]:
     """How many files there are, and a line for each problem in them."""
+    from utils_tables import GEEKBENCH_FILE
+
     files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
     problems = []
     for path in files:
@@ -82,6 +76,8 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
 
 def check_results_file(path: Path) -> list[str]:
     """The problems of one CSV file of an experiment, in the order of its rows."""
+    from utils_tables import LLM_NUMBERS, NUMBERS
+
     llm = path.parent.name.startswith("results_llama")
     found = of_file(path)
     if not llm and not found:
@@ -117,6 +113,8 @@ def check_results_file(path: Path) -> list[str]:
 
 def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
     """The cells of one row of ours that are of a wrong type or out of range."""
+    from utils_tables import typed
+
     problems = []
     for name, text in row.items():
         try:
@@ -161,6 +159,8 @@ def check_time(text: str) -> list[str]:
 
 def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
     """The problems of a file of the older format: what the notebook would skip."""
+    from utils_tables import read_generations, read_training
+
     problems = []
     if not (read_generations if llm else read_training)(path, problems) and not problems and rows:
         problems.append("no row can be read")
@@ -168,6 +168,8 @@ def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
 
 
 def check_geekbench(path: Path) -> list[str]:
+    from utils_tables import read_geekbench
+
     problems = []
     table = read_geekbench(path, problems)
     names = table["machine"]
