@@ -254,14 +254,17 @@ def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None
     if options.format == "csv":
         print(table.to_csv(index=False), end="")
         return
-    table = table.map(three_digits).fillna("")
+    table = table.map(to_text)
     print(f"first: {a}\nsecond: {b}\nratio: speed of the first over the second's\n")
     print(markdown(table) if options.format == "markdown" else table.to_string(index=False))
 
 
-def three_digits(cell):
-    if not isinstance(cell, float) or math.isnan(cell):
-        return cell
+def to_text(cell) -> str:
+    """Three digits of a number; nothing for an unknown one."""
+    if not isinstance(cell, float):
+        return str(cell)
+    if math.isnan(cell):
+        return ""
     return f"{cell:,.0f}" if cell >= 100 else f"{cell:#.3g}"
 
 
