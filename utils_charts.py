@@ -92,11 +92,12 @@ def time_per_epoch(results: Results, chart: str) -> Figure:
 
 def with_series(rows: pd.DataFrame) -> pd.DataFrame:
     """Adds `series`, a bar's name: the label, and the version of a row that another one made."""
-    versions = [
-        f", version {version}" if protocol == OURS and version != PROJECT_VERSION else ""
-        for protocol, version in zip(rows["protocol"], rows["project_version"], strict=True)
+    older = (rows["protocol"] == OURS) & (rows["project_version"] != PROJECT_VERSION)
+    names = [
+        f"{label}, version {version}" if other else label
+        for label, version, other in zip(rows["label"], rows["project_version"], older, strict=True)
     ]
-    return rows.assign(series=rows["label"] + versions).sort_values(["machine", "series"])
+    return rows.assign(series=names).sort_values(["machine", "series"])
 
 
 def shades(rows: pd.DataFrame, colours: dict[str, tuple]) -> dict[str, tuple]:

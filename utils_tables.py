@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # Student's t quantile; scipy.stats takes seconds to import
 
 from utils import PROJECT_VERSION
 from utils_experiments import (
@@ -342,7 +342,7 @@ def mean_ci95(values: list[float]) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), error * stats.t.ppf(0.975, len(values) - 1)
+    return statistics.mean(values), error * float(stdtrit(len(values) - 1, 0.975))
 
 
 def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFrame:
