@@ -107,7 +107,7 @@ def test_command_exists_and_parses(command):
     elif words[0] == "make":
         make_dry_run(*words[1:])
     else:
-        files = [word for word in words if re.fullmatch(r"\w+\.(txt|yml)", word)]
+        files = [word for word in words if re.fullmatch(r"\w+\.(txt|yml|py)", word)]
         assert all((ROOT / name).exists() for name in files)
 
 
