@@ -25,16 +25,15 @@ from utils_benchmark import interleaved_ratio
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
-TOKENS = 128
+TOKENS = 64
 SEED, TEMPERATURE = 42, 0.8
 
 
 def load(path: Path):
-    threads = utils_llama.default_threads()
+    # One thread: several wait for each other whenever another program runs, which is mere noise.
     options = argparse.Namespace(
-        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=threads, flash_attn=False,
-        verbose=False,
-    )  # fmt: skip
+        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=1, flash_attn=False, verbose=False
+    )
     return utils_llama.load(options)[0]
 
 
@@ -112,10 +111,10 @@ def shuffle_ratio(pairs: int = 10, path: Path | None = None) -> float:
             return shuffle_ratio(pairs, path)
     with tempfile.TemporaryDirectory() as folder:
         original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
-        # The same tokens for both, whatever they would answer: the figure tg128.
+        # The same tokens for both, whatever they would answer: as in tg128.
         return interleaved_ratio(
-            lambda: utils_llama.bench_generation(original),
-            lambda: utils_llama.bench_generation(shuffled),
+            lambda: utils_llama.bench_generation(original, TOKENS),
+            lambda: utils_llama.bench_generation(shuffled, TOKENS),
             pairs,
         )
 
