@@ -94,7 +94,7 @@ def test_readme_names_every_flag(script):
 def test_readme_names_no_flag_that_does_not_exist():
     known = set().union(*(flags_of(script) for script in SCRIPTS))
     others = [line for line in COMMANDS if not script_and_arguments(line)]
-    prose = re.sub(r"`(xcode-select|pip) [^`]*`", "", README)
+    prose = re.sub(r"`(xcode-select|pip|uv) [^`]*`", "", README)
     for line in others:
         prose = prose.replace(line, "")
     assert flags(prose) <= known
