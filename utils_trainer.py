@@ -26,10 +26,8 @@ def hide_other_gpus(options) -> None:
     if kind not in ("auto", "cuda"):
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = (
-        visible.split(",") if visible else [str(number) for number in range(int(index or 0) + 1)]
-    )
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[int(index or 0)]
+    chosen = index or "0" if visible is None else visible.split(",")[int(index or 0)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
     options.device = kind
 
 

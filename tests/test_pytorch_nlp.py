@@ -7,7 +7,9 @@ import io
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -56,6 +58,13 @@ def tiny_distilbert(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Tiny layers are slower on several threads, above all beside other programs."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def imdb(hub, tmp_path, monkeypatch):
     """The loopback Hub with both repositories; this process, too, is told to use it."""
@@ -92,12 +101,12 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     scratch.mkdir()
     before = set(tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--batch_sizes=16,71", "--epochs=2", "--evaluate", "--data=real",
+        [sys.executable, SCRIPT, "--batch_sizes=16", "--epochs=2", "--evaluate", "--data=real",
          "--device=cpu", "--data_dir=../data", "--results_dir=../results", "--machine_name=M"],
         cwd=cwd, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
     )  # fmt: skip
     path = tmp_path / "results/results_pytorch_nlp/M_imdb_distilbert_512_pytorch_results.csv"
-    row, too_large = csv.DictReader(path.read_text().splitlines())
+    (row,) = csv.DictReader(path.read_text().splitlines())
     assert row["status"] == "ok", done.stderr
     assert (row["data"], row["weights"]) == ("real", "pretrained")
     assert row["transformers"] == transformers.__version__
@@ -106,9 +115,6 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     assert all(float(row[name]) > 0 for name in
                ("samples_per_second", "compute_samples_per_second", "tflops_per_second",
                 "peak_memory_gb", "train_loss", "avg_time_per_epoch"))  # fmt: skip
-    assert too_large["status"] == "error"
-    assert "batch size 71 is larger than the 70 training samples" in too_large["error"]
-    assert done.returncode == 1
     assert "'loss'" not in done.stdout and "train_runtime" not in done.stdout
     assert list(cwd.iterdir()) == []
     assert [path.suffix for path in scratch.iterdir()] in ([], [".lock"])
@@ -179,11 +185,12 @@ def test_twin_is_as_long_as_imdb(options):
     options.data = "synthetic"
     dataset = script.load_tokens(options, "train")
     assert len(dataset) == 25_000 and len(script.load_tokens(options, "test")) == 25_000
-    lengths = np.array([len(ids) for ids in dataset["input_ids"]])
+    lengths = np.array([len(ids) for ids in dataset.with_format(None)["input_ids"]])
     assert lengths.max() == 512
     # Of a log-normal of mean 300 and 95th percentile 705, 12.6 % lie beyond 512; cut there, the
-    # mean is 274.
-    assert 0.12 < (lengths == 512).mean() < 0.135 and 270 < lengths.mean() < 278
+    # mean is 271.
+    assert lengths.mean() == pytest.approx(271, rel=0.01)
+    assert (lengths == 512).mean() == pytest.approx(0.126, abs=0.007)
     first = dataset[0]
     assert (first["input_ids"][0], first["input_ids"][-1]) == (101, 102)
     assert first["input_ids"].max() < transformers.DistilBertConfig().vocab_size
@@ -233,65 +240,72 @@ def tiny_model():
 
 
 @pytest.fixture
-def measure_tiny(options, monkeypatch, tmp_path):
-    """The script's `measure` on a tiny model and learnable data; returns the row."""
-    model = tiny_model()
-    monkeypatch.setattr(script, "load_tokens", lambda options, split: learnable(150))
-    monkeypatch.setattr(transformers, "DistilBertForSequenceClassification", lambda config: model)
-    arguments = utils_trainer.training_arguments
-    monkeypatch.setattr(
-        utils_trainer,
-        "training_arguments",
-        lambda *args, **flags: arguments(*args, **{**flags, "learning_rate": 1e-2}),
-    )
+def measure(imdb, options, monkeypatch):
+    """The script's `measure` on the tiny model and reviews, at a rate at which they are learnt."""
+    options.data = script.prepare(options)["data"]
+    load_model, arguments = script.load_model, utils_trainer.training_arguments
+
+    def load_and_keep(options):
+        measure.model = load_model(options)
+        measure.before = {name: v.clone() for name, v in measure.model.state_dict().items()}
+        return measure.model
+
+    def faster(*args, **flags):
+        return arguments(*args, **{**flags, "learning_rate": 1e-2})
+
+    monkeypatch.setattr(script, "load_model", load_and_keep)
+    monkeypatch.setattr(utils_trainer, "training_arguments", faster)
+    no_metric = types.SimpleNamespace(load=Mock(side_effect=FileNotFoundError))
+    monkeypatch.setitem(sys.modules, "evaluate", no_metric)
 
     def measure(batch_size, **changed):
-        options.data = "synthetic"
         for name, value in changed.items():
             setattr(options, name, value)
         return script.measure(batch_size, options)
 
-    measure.model = model
     return measure
 
 
-def test_only_top_block_and_head_learn(measure_tiny):
-    before = {name: value.clone() for name, value in measure_tiny.model.state_dict().items()}
-    measure_tiny(16)
-    after = measure_tiny.model.state_dict()
-    changed = {name for name in after if not torch.equal(after[name], before[name])}
-    # The keys' bias has no effect on a softmax, and so no gradient; weight decay leaves biases.
+def test_only_top_block_and_head_learn(measure):
+    measure(16)
+    after = measure.model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], measure.before[name])}
     top = ("distilbert.transformer.layer.2.", "pre_classifier.", "classifier.")
     learns = {name for name in after if name.startswith(top)}
-    assert changed <= learns and learns - changed <= {
-        "distilbert.transformer.layer.2.attention.k_lin.bias"
-    }
+    # The keys' bias has no effect on a softmax, and so no gradient but for rounding.
+    bias = "distilbert.transformer.layer.2.attention.k_lin.bias"
+    assert changed | {bias} == learns
 
 
-def test_loss_falls_and_accuracy_rises(measure_tiny):
-    first = measure_tiny(16)
-    later = measure_tiny(16, epochs=6, evaluate=True)
+def test_loss_falls_and_accuracy_rises(measure):
+    first = measure(16)
+    later = measure(16, epochs=10, evaluate=True)
+    assert "test_accuracy" not in first
     assert later["train_loss"] < first["train_loss"] / 2
     assert later["test_accuracy"] > 0.9
 
 
+def test_batch_larger_than_the_data_is_an_error_that_says_so(measure):
+    with pytest.raises(ValueError, match="batch size 71 is larger than the 70"):
+        measure(71)
+
+
 def test_probe_teaches_nothing(options, tmp_path):
     trainer = tiny_trainer(options, tmp_path, 16)
-    trainer.create_optimizer()
+    trainer.train()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 1.0
     before = [value.clone() for value in trainer.model.parameters()]
-    trainer.model_wrapped = trainer.model
-    trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
-    step = utils_trainer.make_train_step(trainer, utils_trainer.full_batches(trainer, 16))
-    step()
+    utils_trainer.make_train_step(trainer, utils_trainer.full_batches(trainer, 16))()
     for old, new in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(old, new)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_max_seconds_ends_the_run(measure_tiny, precision):
-    row = measure_tiny(16, epochs=1000, max_seconds=0.3, precision=precision)
+def test_max_seconds_ends_the_run(measure, precision):
+    row = measure(16, epochs=1000, max_seconds=0.3, precision=precision)
     assert row["extrapolated"] and row["samples_per_second"] > 0
-    assert row["avg_time_per_epoch"] == pytest.approx(150 / row["samples_per_second"], rel=0.1)
+    assert row["avg_time_per_epoch"] == pytest.approx(70 / row["samples_per_second"], rel=0.1)
 
 
 def tiny_trainer(options, tmp_path, batch_size, samples=70):
