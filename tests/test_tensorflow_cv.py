@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import pickletools
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,15 @@ def served(tmp_path):
 # CIFAR100
 
 
+def pickled_by_python_2(content: dict) -> bytes:
+    """A pickle whose keys are the byte strings of Python 2, as in the published files."""
+    data = bytearray(pickle.dumps(content, protocol=2))
+    for opcode, argument, position in pickletools.genops(bytes(data)):
+        if opcode.name == "BINUNICODE" and argument in content:
+            data[position : position + 1] = pickle.BINSTRING
+    return bytes(data)
+
+
 @pytest.fixture
 def cifar100_server(served, monkeypatch):
     """Serves a small cifar-100-python.tar.gz where the script is told to find it."""
@@ -68,12 +78,11 @@ def cifar100_server(served, monkeypatch):
     for name, count in (("train", IMAGES), ("test", 8)):
         pixels = np.random.default_rng(0).integers(256, size=(count, 3072), dtype=np.uint8)
         content = {
-            b"fine_labels": [i % 100 for i in range(count)],
-            b"coarse_labels": [i % 20 for i in range(count)],
-            b"data": pixels,
+            "fine_labels": [i % 100 for i in range(count)],
+            "coarse_labels": [i % 20 for i in range(count)],
+            "data": pixels,
         }
-        # Protocol 2 and byte strings, as the published files have them.
-        files[f"cifar-100-python/{name}"] = pickle.dumps(content, protocol=2)
+        files[f"cifar-100-python/{name}"] = pickled_by_python_2(content)
     data = archive(files)
     (served.folder / "cifar-100-python.tar.gz").write_bytes(data)
     monkeypatch.setattr(cifar100, "URL", f"{served.url}/cifar-100-python.tar.gz")
