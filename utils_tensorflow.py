@@ -49,7 +49,7 @@ def import_tensorflow():
         import tensorflow
     except (ImportError, its_own_error()) as error:
         versions = [installed_version(name) for name in ("tensorflow", "tensorflow-metal")]
-        if not versions[1]:
+        if not all(versions):
             raise
         raise UserError(
             f"tensorflow {versions[0]} cannot be loaded beside tensorflow-metal {versions[1]} "
@@ -206,9 +206,12 @@ def download(url: str, sha256: str, data_dir: Path) -> Path:
             data_dir.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.part")
             with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-                urllib.request.urlretrieve(
-                    url, partial, lambda blocks, size, _: bar.update(blocks * size - bar.n)
-                )
+
+                def progress(blocks: int, block_size: int, total: int):
+                    bar.total = total if total > 0 else None
+                    bar.update(blocks * block_size - bar.n)
+
+                urllib.request.urlretrieve(url, partial, progress)
             partial.rename(path)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
