@@ -1,9 +1,10 @@
 # Every target sets up .venv by itself, and does nothing when it is up to date.
 PYTHON ?= python3
+RESULTS_DIR ?= results
 PY := .venv/bin/python
 READY := .venv/.installed
 
-.PHONY: env quickstart test lint style lock
+.PHONY: env quickstart test lint style lock report check-results
 
 env: $(READY)
 
@@ -16,9 +17,30 @@ $(READY): requirements.txt
 	$(PY) -m uv pip install --python $(PY) -r requirements.txt
 	@touch $@
 
-# This experiment, briefly, on synthetic data.
+# All seven experiments, far too short for numbers to keep, and the charts of them. Batch sizes and
+# seconds are such that two processor cores need a few minutes.
+BRIEFLY := --data=synthetic --results_dir=quickstart
+TRAIN := --epochs=1 $(BRIEFLY)
 quickstart: $(READY)
-	$(PY) pytorch_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32, 64" --max_seconds=10 --data=synthetic
+	$(PY) pytorch_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
+	$(PY) pytorch_test_computer_vision_food101.py $(TRAIN) --batch_sizes=8 --max_seconds=10
+	$(PY) pytorch_test_nlp.py $(TRAIN) --batch_sizes=4 --max_seconds=10
+	$(PY) tensorflow_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
+	$(PY) tensorflow_test_computer_vision_food101.py $(TRAIN) --batch_sizes=8 --max_seconds=10
+	$(PY) tensorflow_test_nlp.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
+	$(PY) llama2_test.py $(BRIEFLY) --synthetic_model=tinyllama-1.1b --num_questions=1 \
+		--num_times_per_question=2 --max_tokens=32 --bench_repetitions=1
+	@$(MAKE) --no-print-directory report RESULTS_DIR=quickstart
+
+# The notebook, run from top to bottom: charts into $(RESULTS_DIR), and a page that shows them all.
+report: $(READY)
+	RESULTS_DIR=$(RESULTS_DIR) $(PY) -m nbconvert --to html --no-input --execute plot_results.ipynb \
+		--output-dir=$(RESULTS_DIR) --output=report
+	@echo 'Charts: $(RESULTS_DIR)/*.png'
+	@echo 'Report: $(RESULTS_DIR)/report.html'
+
+check-results: $(READY)
+	$(PY) check_results.py $(RESULTS_DIR)
 
 test: $(READY)
 	$(PY) -m pytest

@@ -90,22 +90,26 @@ def load_data(options):
 
 
 def decode_batch(rows: list[dict]):
-    """Encoded images as uint8 (N, 3, 224, 224), and their labels (N,)."""
-    import torch
+    """Encoded images as uint8 (N, 3, 224, 224) in NHWC memory order, and their labels (N,)."""
+    from torch.utils.data import default_collate
 
-    images = torch.stack([decode(row["image"]["bytes"]) for row in rows])
-    return images, torch.tensor([row["label"] for row in rows])
+    images, labels = default_collate(
+        [(decode(row["image"]["bytes"]), row["label"]) for row in rows]
+    )
+    return images.permute(0, 3, 1, 2), labels
 
 
 def decode(file: bytes):
-    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or in colour, as uint8 (3, 224, 224)."""
+    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or not, as uint8 (224, 224, 3)."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.v2.functional import resize
 
     # From a copy, because a tensor could write to memory that Python holds to be constant.
     encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
-    return resize(decode_image(encoded, ImageReadMode.RGB), [EXPERIMENT.input_size] * 2)
+    image = resize(decode_image(encoded, ImageReadMode.RGB), [EXPERIMENT.input_size] * 2)
+    # The order in which it was decoded: a batch is then put together by plain copying.
+    return image.permute(1, 2, 0)
 
 
 def make_loader(dataset, batch_size: int, device):

@@ -1,0 +1,163 @@
+"""What README and CONTRIBUTING tell people to type exists, parses, and is run somewhere."""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+QUICKSTART = re.search(r"^quickstart:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1]
+TESTS = "".join(p.read_text() for p in ROOT.glob("tests/test_*.py") if p != Path(__file__))
+
+EXPERIMENTS = [
+    "pytorch_test_computer_vision_cifar100.py",
+    "pytorch_test_computer_vision_food101.py",
+    "pytorch_test_nlp.py",
+    "tensorflow_test_computer_vision_cifar100.py",
+    "tensorflow_test_computer_vision_food101.py",
+    "tensorflow_test_nlp.py",
+    "llama2_test.py",
+]
+SCRIPTS = [*EXPERIMENTS, "selfcheck.py", "compare_results.py", "check_results.py"]
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of fenced code blocks, one command each."""
+    blocks = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+COMMANDS = code_lines(README) + code_lines((ROOT / "CONTRIBUTING.md").read_text())
+
+
+def script_and_arguments(command: str) -> tuple[str, list[str]] | None:
+    """Which of the scripts a command runs, and with what; None for other programs."""
+    words = shlex.split(command)
+    for at, word in enumerate(words[:3]):
+        if word.endswith(".py"):
+            return word, words[at + 1 :]
+    return None
+
+
+CALLS = [call for call in map(script_and_arguments, COMMANDS) if call]
+
+
+PARSE_ARGS = argparse.ArgumentParser.parse_args
+
+
+class Parsed(Exception):
+    """Ends a script once its command line is read."""
+
+
+def parse(script: str, arguments: list[str]) -> tuple[argparse.ArgumentParser, dict]:
+    """The parser of `script` and what it makes of `arguments`; nothing after that is run."""
+
+    def parse_args(parser):
+        raise Parsed(parser, vars(PARSE_ARGS(parser)))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed) as stopped:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return stopped.value.args
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z]\w+", text))
+
+
+def flags_of(script: str) -> set[str]:
+    required = ["a", "b"] if script == "compare_results.py" else []
+    parser, _ = parse(script, required)
+    return flags(parser.format_usage())
+
+
+def make_dry_run(*words: str) -> str:
+    """What `make` would run; an unknown target is an error."""
+    command = ["make", "--dry-run", "--no-print-directory", "-C", ROOT, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_readme_names_every_flag(script):
+    assert flags_of(script) <= flags(README)
+
+
+def test_readme_names_no_flag_that_does_not_exist():
+    known = set().union(*(flags_of(script) for script in SCRIPTS))
+    others = [line for line in COMMANDS if not script_and_arguments(line)]
+    prose = re.sub(r"`(xcode-select|pip) [^`]*`", "", README)
+    for line in others:
+        prose = prose.replace(line, "")
+    assert flags(prose) <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists_and_parses(command):
+    words = shlex.split(command)
+    if call := script_and_arguments(command):
+        parse(*call)
+    elif words[0] == "make":
+        make_dry_run(*words[1:])
+    else:
+        files = [word for word in words if re.fullmatch(r"\w+\.(txt|yml|py)", word)]
+        assert all((ROOT / name).exists() for name in files)
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_readme_spells_the_defaults_out(script):
+    shown = [arguments for name, arguments in CALLS if name == script]
+    assert [] in shown
+    _, defaults = parse(script, [])
+    spelled_out = [
+        arguments for arguments in shown if arguments and parse(script, arguments)[1] == defaults
+    ]
+    assert spelled_out
+
+
+def test_everything_the_readme_runs_is_run_by_a_test_or_the_quickstart():
+    for script in {name for name, _ in CALLS}:
+        assert script in QUICKSTART or Path(script).stem in TESTS, script
+    assert all(script in QUICKSTART for script in EXPERIMENTS)
+
+
+def test_quickstart_parses():
+    recipe = make_dry_run("quickstart").replace("\\\n", " ")
+    calls = [c for c in map(script_and_arguments, recipe.splitlines()) if c]
+    assert [name for name, _ in calls] == EXPERIMENTS
+    for script, arguments in calls:
+        _, options = parse(script, arguments)
+        assert (options["data"], options["results_dir"]) == ("synthetic", Path("quickstart"))
+
+
+def test_conda_installs_what_the_lock_names():
+    environment = (ROOT / "environment.yml").read_text()
+    assert re.search(r"- pip:\n\s+- -r requirements\.txt$", environment, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_every_module_is_in_the_table_of_modules():
+    table = re.findall(r"`([\w*]+\.(?:py|ipynb))`", (ROOT / "CONTRIBUTING.md").read_text())
+    modules = [path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("*.ipynb")]]
+    assert [name for name in modules if not any(fnmatch(name, row) for row in table)] == []
