@@ -199,6 +199,51 @@ def pipeline_cifar100(quick: bool) -> list[Finding]:
     ]
 
 
+def pipeline_food101(quick: bool) -> list[Finding]:
+    import benchmark_food101
+    from utils_benchmark import timed
+
+    pictures, pairs = (512, 3) if quick else (2048, 5)
+    share = benchmark_food101.pipeline_share(pictures, pairs)
+    loader = benchmark_food101.our_loader(benchmark_food101.synthetic_rows(pictures))
+    benchmark_food101.consume(loader)  # starts the workers
+    delivered = pictures / timed(lambda: benchmark_food101.consume(loader))
+    train_step, synchronize, _ = resnet50_step(BATCH_SIZE, image_size=224)
+    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()), times=2)
+    return [
+        at_least("Food101 loader / (JPEG decoding x cores)", share, 0.85),
+        at_least("Food101 loader / what the device trains", delivered / eaten, 1),
+    ]
+
+
+def pipeline_imdb(quick: bool) -> list[Finding]:
+    import benchmark_nlp
+    import pytorch_test_nlp as script
+
+    delivered = benchmark_nlp.loader_rate(BATCH_SIZE, samples=2048 if quick else 8192)
+    reviews = script.load_tokens(benchmark_nlp.OPTIONS, "train")
+    batch = script.pad([reviews[i] for i in range(BATCH_SIZE)])
+    copied = BATCH_SIZE / shortest_seconds(batch["input_ids"].clone)
+    train_step, synchronize = distilbert_step(batch)
+    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()), times=2)
+    return [
+        figure("IMDB loader, share of a plain memory copy", 100 * delivered / copied, "%"),
+        at_least("IMDB loader / what the device trains", delivered / eaten, 2),
+    ]
+
+
+def distilbert_step(batch: dict):
+    """Forward and backward pass of DistilBERT on a batch, and the protocol's `synchronize`."""
+    import benchmark_nlp
+    import pytorch_test_nlp as script
+    import utils_pytorch
+
+    device = utils_pytorch.choose_device("auto")
+    model = script.load_model(benchmark_nlp.OPTIONS).to(device)
+    batch = {name: part.to(device) for name, part in batch.items()}
+    return lambda: model(**batch).loss.backward(), utils_pytorch.synchronize(device)
+
+
 def shortest_seconds(work, times: int = 5) -> float:
     """Seconds of the fastest of `times` runs of `work`, after one that warms up."""
     work()
@@ -304,4 +349,16 @@ def memory_copy(size: int = 2**29):
     return lambda: (target.copy_(source), synchronize()), size
 
 
-CHECKS = [overhead_pytorch, clock, estimate, pipeline_cifar100, steadiness, ceilings]
+CHECKS = [
+    overhead_pytorch,
+    overhead_trainer,
+    overhead_tensorflow,
+    overhead_llama2,
+    clock,
+    estimate,
+    pipeline_cifar100,
+    pipeline_food101,
+    pipeline_imdb,
+    steadiness,
+    ceilings,
+]

@@ -18,7 +18,10 @@ def package_names(lines) -> set[str]:
 REQUIRED = package_names((ROOT / "requirements.in").read_text().splitlines())
 
 
-@pytest.mark.parametrize("script", sorted(ROOT.glob("*_test*.py")), ids=lambda path: path.name)
+SCRIPTS = [*sorted(ROOT.glob("*_test*.py")), ROOT / "selfcheck.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_inline_metadata_names_packages_of_requirements_in(script):
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", script.read_text(), re.MULTILINE)
     metadata = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
