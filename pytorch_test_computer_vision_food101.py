@@ -63,7 +63,7 @@ def food101(options):
         problem = str(error.__cause__ or error).partition("\n")[0]
         raise utils.UserError(
             f"--data_dir={options.data_dir}: Food101 cannot be unpacked there ({problem}); "
-            f"delete {folder} and try again"
+            f"delete {folder.parents[1]} and try again"
         ) from None
 
 

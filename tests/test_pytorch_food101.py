@@ -10,6 +10,8 @@ import dataclasses
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,13 +135,17 @@ def test_a_hub_that_fails_means_the_twin_or_an_error(tiny_food101, tmp_path, mon
     assert error.startswith("--data=real: ") and "food101" in error
 
 
-def test_damaged_parquet_is_an_error_that_names_the_folder(hub, tmp_path):
-    hub.add("dataset", "ethz/food101", {"data/train-0.parquet": shard([(b"", 0)])[:-40]})
-    lines = run(CHOOSE, tmp_path)
-    assert len(lines) == 2  # one under auto, too: no silent fallback
-    for line in lines:
-        assert line.startswith(f"--data_dir={tmp_path}: ")
-        assert f"delete {tmp_path}" in line
+def test_damaged_parquet_is_an_error_that_names_what_to_delete(tiny_food101, tmp_path):
+    assert run(CHOOSE, tmp_path) == ["real", "real"]
+    # In the first shard it is found while the schema is read, in the second while unpacking.
+    for number in (0, 1):
+        (damaged,) = tmp_path.glob(f"hub/*/snapshots/*/data/train-0000{number}-*")
+        os.truncate(damaged, 1000)
+        lines = run(CHOOSE, tmp_path)
+        assert len(lines) == 2  # one under auto, too: no silent fallback
+        assert all(line.startswith(f"--data_dir={tmp_path}: ") for line in lines)
+        shutil.rmtree(re.search("delete (.+) and try again", lines[0])[1])
+        assert run(CHOOSE, tmp_path) == ["real", "real"]
 
 
 def test_any_kind_of_image_becomes_three_channels():
