@@ -66,7 +66,7 @@ LLM_MODEL = "llama-2-7b-chat.Q4_0"
 LLM_FLAGS = {"max_tokens": 500, "n_gpu_layers": -1}
 
 # Columns that some experiments have beyond those that all share.
-EXTRA_COLUMNS = ["weights", "transformers", "test_accuracy"]
+EXTRA_COLUMNS = ["weights", "transformers", "test_accuracy", "loader_workers"]
 
 # A file of rows that had to be saved beside an unreadable one carries a number at its end.
 _FILE_NAME = re.compile(
