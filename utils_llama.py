@@ -156,12 +156,15 @@ def parse_offload(log: str) -> Offload:
     """Read llama.cpp's report on loading a model."""
     offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
     on_gpu, layers = (int(offloaded[1]), int(offloaded[2])) if offloaded else (0, None)
-    device = re.search(r"using device ([A-Za-z]+)\d* \((.+?)\) \(", log)
-    if not on_gpu or not device:
+    devices = re.findall(r"using device ([A-Za-z]+)\d* \((.+?)\) \(", log)
+    if not on_gpu or not devices:
         return Offload(0, layers, "cpu", None, None)
-    kind = {"mtl": "metal"}.get(device[1].lower(), device[1].lower())
-    memory = re.search(rf"Device \d+: {re.escape(device[2])}, .*VRAM: (\d+) MiB", log)
-    return Offload(on_gpu, layers, kind, device[2], int(memory[1]) * 2**20 if memory else None)
+    backend, name = devices[0]
+    kind = {"mtl": "metal"}.get(backend.lower(), backend.lower())
+    memory = re.search(rf"Device \d+: {re.escape(name)}, .*VRAM: (\d+) MiB", log)
+    if len(devices) > 1:  # llama.cpp spreads the layers over all of them
+        name = f"{len(devices)}x {name}"
+    return Offload(on_gpu, layers, kind, name, int(memory[1]) * 2**20 if memory else None)
 
 
 def machine_columns(offload: Offload) -> dict:
