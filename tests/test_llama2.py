@@ -296,9 +296,14 @@ def test_too_small_context_is_bad_usage(model, tmp_path):
     assert done.returncode == 2 and "--n_ctx=520" in one_line(done)
 
 
-def test_too_little_memory(model):
+def test_too_little_memory(model, capsys):
+    size = model.stat().st_size
     with pytest.raises(utils.UserError, match="too little memory"):
-        utils_llama.require_memory(model, available=10**6)
+        utils_llama.require_memory(model, Namespace(total=size - 1, available=0))
+    utils_llama.require_memory(model, Namespace(total=2 * size, available=size))
+    assert capsys.readouterr().out == ""
+    utils_llama.require_memory(model, Namespace(total=2 * size, available=size - 1))
+    assert "it may swap" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
