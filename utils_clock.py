@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-WARMUP_STEPS = 3  # steps after the first one that the steady rate leaves out
+WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
 PROBE_SECONDS = 5.0  # length of the device-only probe
 
@@ -42,6 +42,7 @@ class Clock:
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
         energy: a `utils_energy.EnergyMeter` of the device, or None.
+        warmup_steps: steps after the first one that the steady rate leaves out.
         now: the host's clock, in seconds.
     """
 
@@ -53,6 +54,7 @@ class Clock:
         synchronize: Callable[[], None],
         max_seconds: float | None = None,
         energy=None,
+        warmup_steps: int = WARMUP_STEPS,
         now: Callable[[], float] = time.perf_counter,
     ):
         self.batch_size = batch_size
@@ -61,6 +63,7 @@ class Clock:
         self.synchronize = synchronize
         self.max_seconds = max_seconds
         self.energy = energy
+        self.warmup_steps = warmup_steps
         self.now = now
         self.steps = 0
         self.samples = 0
@@ -95,7 +98,7 @@ class Clock:
             self.first_step_seconds = self._close_window().seconds
             self._first_samples = samples
         elif self.steady_start is None:
-            if self.steps > WARMUP_STEPS:
+            if self.steps > self.warmup_steps:
                 self._close_window()
                 self._warmup_samples = self.samples
                 if self.energy:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import utils_machine
 from utils import UsageError
-from utils_clock import Clock, probe_device
+from utils_clock import WARMUP_STEPS, Clock, probe_device
 from utils_energy import energy_meter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,11 +99,21 @@ def normalize(images: torch.Tensor, memory_format: torch.memory_format) -> torch
     return images.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1)
 
 
-def measure_training(model, loader, loss_function, optimizer, device, batch_size, options) -> dict:
+def measure_training(
+    model,
+    loader,
+    loss_function,
+    optimizer,
+    device,
+    batch_size,
+    options,
+    warmup_steps: int = WARMUP_STEPS,
+) -> dict:
     """Train an image classifier under the shared clock, then probe the device alone.
 
     Args:
         loader: yields uint8 images (N, 3, H, W) and int64 labels (N,) on the host.
+        warmup_steps: steps after the first one that the steady rate leaves out.
 
     Returns:
         The measured columns of a row.
@@ -119,6 +129,7 @@ def measure_training(model, loader, loss_function, optimizer, device, batch_size
         synchronize(device),
         options.max_seconds,
         energy_meter(device.type, device.index or 0),
+        warmup_steps,
     )
     batch, loss = train(train_step, loader, options.epochs, clock)
     images, labels = (part.to(device) for part in batch)

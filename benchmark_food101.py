@@ -1,0 +1,153 @@
+"""What Food101's input pipeline delivers without a model: ratios of things measured in one run.
+
+    python benchmark_food101.py
+
+Share: pictures per second of the script's loader, over the number of its workers times the rate of
+decoding and resizing alone in one thread. PIL: the same loader against the usual one of as many
+workers (PIL image, Resize, ToTensor). Decoding: time per pixel of the synthetic photographs,
+over that of two real ones of the same quality and about as many bits per pixel.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import Compose, Resize, ToTensor
+from torchvision.transforms.v2.functional import resize
+
+import pytorch_test_computer_vision_food101 as script
+import utils_synthetic
+from utils_benchmark import interleaved_ratio
+
+BATCH_SIZE = 32
+SIDE = script.EXPERIMENT.input_size
+
+
+class PerImage(Dataset):
+    """The same rows, one at a time, decoded and resized the way most tutorials do it."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.transform = Compose([Resize((SIDE, SIDE)), ToTensor()])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        return self.transform(image), row["label"]
+
+
+def synthetic_rows(count: int):
+    """The first `count` rows of the synthetic twin."""
+    return script.load_data(argparse.Namespace(data="synthetic")).select(range(count))
+
+
+def our_loader(rows) -> DataLoader:
+    return script.make_loader(rows, BATCH_SIZE, torch.device("cpu"))
+
+
+def consume(loader) -> None:
+    """One pass; the workers persist, so that only the first one starts them."""
+    for _ in loader:
+        pass
+
+
+def pipeline_share(pictures: int = 2048, pairs: int = 5) -> float:
+    """Loader's rate over (workers x rate of one thread that only decodes and resizes)."""
+    rows = synthetic_rows(pictures)
+    loader = our_loader(rows)
+    files = [as_tensor(row["image"]["bytes"]) for row in rows]
+
+    def decode_and_resize():
+        for file in files:
+            resize(decode_jpeg(file, ImageReadMode.RGB), [SIDE, SIDE])
+
+    with one_thread():
+        ratio = interleaved_ratio(lambda: consume(loader), decode_and_resize, pairs)
+    return ratio / loader.num_workers
+
+
+def pil_ratio(pictures: int = 2048, pairs: int = 5) -> float:
+    """Loader's rate over that of the usual PIL pipeline with as many workers."""
+    rows = synthetic_rows(pictures)
+    ours = our_loader(rows)
+    usual = DataLoader(
+        PerImage(rows),
+        BATCH_SIZE,
+        shuffle=True,
+        num_workers=ours.num_workers,
+        persistent_workers=True,
+    )
+    return interleaved_ratio(lambda: consume(ours), lambda: consume(usual), pairs)
+
+
+def decoding_ratio(pairs: int = 15) -> float:
+    """Decoding time per pixel of synthetic photographs over that of two real ones."""
+    real = real_photographs()
+    wanted = statistics.mean(map(bits_per_pixel, real))
+    alike = sorted(
+        utils_synthetic.jpeg_photographs(), key=lambda file: abs(bits_per_pixel(file) - wanted)
+    )[:16]
+
+    def decode(files):
+        tensors = [as_tensor(file) for file in files]
+        return lambda: [decode_jpeg(file, ImageReadMode.RGB) for file in tensors]
+
+    with one_thread():
+        # As many pictures on both sides.
+        faster = interleaved_ratio(decode(alike), decode(real * (len(alike) // 2)), pairs)
+    return sum(map(pixels, real)) / 2 / (sum(map(pixels, alike)) / len(alike)) / faster
+
+
+def real_photographs() -> list[bytes]:
+    """scikit-learn's two sample photographs, as Food101 would hold them."""
+    from sklearn.datasets import load_sample_images
+
+    files = []
+    for levels in load_sample_images().images:
+        picture = Image.fromarray(levels)
+        picture.thumbnail((512, 512), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=utils_synthetic.QUALITY, subsampling="4:2:0")
+        files.append(file.getvalue())
+    return files
+
+
+def pixels(file: bytes) -> int:
+    width, height = Image.open(io.BytesIO(file)).size
+    return width * height
+
+
+def bits_per_pixel(file: bytes) -> float:
+    return 8 * len(file) / pixels(file)
+
+
+def as_tensor(file: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(file), dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Within it, PyTorch computes in one thread, as a loader's worker does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    print(f"pipeline over workers x decoding: {pipeline_share():.2f} (target 0.85)", flush=True)
+    print(f"pipeline over PIL's: {pil_ratio():.2f} (target 2.5)", flush=True)
+    print(f"decoding, synthetic over real: {decoding_ratio():.2f} (target 0.9 to 1.1)")

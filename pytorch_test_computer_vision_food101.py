@@ -1,0 +1,168 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#   "torch", "torchvision", "datasets", "huggingface_hub", "pillow",
+#   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+# ]
+# ///
+"""How fast does this machine train a ResNet50 on Food101 with PyTorch?
+
+Inside the clock: reading JPEG files, decoding and resizing them to 224x224 in worker processes (one
+per CPU core), moving a batch to the device, forward and backward pass, Adam's update. Outside:
+imports, download, building the model, evaluation (there is none).
+Model: torchvision's ResNet50 with 101 classes, untrained. Data: 75,750 photographs of up to 512x512
+pixels, 3.8 GB. The synthetic twin repeats 512 pictures that cost the same to decode, and reads
+them from memory.
+
+    python pytorch_test_computer_vision_food101.py --epochs=1 --batch_sizes="32"
+"""
+
+import os
+
+import utils
+from utils_clock import WARMUP_STEPS
+
+EXPERIMENT = utils.Experiment(
+    description=__doc__,
+    backend="pytorch",
+    task="cv",
+    dataset="food101",
+    model="resnet50",
+    input_size=224,
+    epochs=3,
+    batch_sizes="32, 64, 128",
+    samples=75_750,
+)
+NUM_CLASSES = 101
+
+
+def food101(options):
+    """The training split as a `datasets.Dataset`: columns `image` and `label`.
+
+    Raises:
+        DataUnreachable: it is neither in the data directory nor to be had from the Hub.
+        UserError: it cannot be put into the data directory, or is damaged there.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    import utils_hub
+
+    shards = "data/train-*.parquet"
+    folder = utils_hub.fetch("ethz/food101", "dataset", [shards], options.data_dir)
+    try:
+        # Parquet is unpacked once, into files that can be read at random through the page cache.
+        return load_dataset(
+            "parquet",
+            data_files=sorted(map(str, folder.glob(shards))),
+            split="train",
+            cache_dir=str(options.data_dir / "datasets"),
+        )
+    except (ArrowInvalid, DatasetGenerationError, OSError) as error:
+        problem = str(error.__cause__ or error).partition("\n")[0]
+        raise utils.UserError(
+            f"--data_dir={options.data_dir}: Food101 cannot be unpacked there ({problem}); "
+            f"delete {folder.parents[1]} and try again"
+        ) from None
+
+
+def synthetic_food101():
+    """As many rows as Food101 has, which repeat a few hundred pictures held in memory."""
+    import numpy as np
+    from datasets import Dataset
+
+    from utils_synthetic import jpeg_photographs
+
+    files = jpeg_photographs()
+    labels = np.random.default_rng(1).integers(NUM_CLASSES, size=len(files))
+    images = [{"bytes": file, "path": None} for file in files]
+    pictures = Dataset.from_dict({"image": images, "label": labels})
+    return pictures.select(np.arange(EXPERIMENT.samples) % len(files))
+
+
+def load_data(options):
+    """Rows of an encoded image and its label."""
+    from datasets import Image
+
+    dataset = food101(options) if options.data == "real" else synthetic_food101()
+    return dataset.cast_column("image", Image(decode=False))
+
+
+def decode_batch(rows: list[dict]):
+    """Encoded images as uint8 (N, 3, 224, 224) in NHWC memory order, and their labels (N,)."""
+    from torch.utils.data import default_collate
+
+    images, labels = default_collate(
+        [(decode(row["image"]["bytes"]), row["label"]) for row in rows]
+    )
+    return images.permute(0, 3, 1, 2), labels
+
+
+def decode(file: bytes):
+    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or not, as uint8 (224, 224, 3)."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms.v2.functional import resize
+
+    # From a copy, because a tensor could write to memory that Python holds to be constant.
+    encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
+    image = resize(decode_image(encoded, ImageReadMode.RGB), [EXPERIMENT.input_size] * 2)
+    # The order in which it was decoded: a batch is then put together by plain copying.
+    return image.permute(1, 2, 0)
+
+
+def make_loader(dataset, batch_size: int, device):
+    """Shuffled batches, each read and decoded by one of as many workers as there are CPU cores."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=usable_cores(),
+        collate_fn=decode_batch,
+        pin_memory=device.type == "cuda",
+        persistent_workers=True,
+    )
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def prepare(options) -> dict:
+    """Settle device and data once per sweep; returns the columns that all rows share."""
+    import utils_pytorch
+
+    device = utils_pytorch.start(options)
+    data = utils.choose_data(options.data, lambda: food101(options))
+    return utils_pytorch.facts(device) | {"data": data}
+
+
+def measure(batch_size: int, options) -> dict:
+    """Train ResNet50 at one batch size; returns the measured columns of its row."""
+    import torch
+    from torchvision.models import resnet50
+
+    import utils_pytorch
+
+    device = utils_pytorch.start(options)
+    loader = make_loader(load_data(options), batch_size, device)
+    model = resnet50(num_classes=NUM_CLASSES).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loss_function = torch.nn.CrossEntropyLoss()
+    # The workers fill a queue while the first step compiles; it has to drain before rates count.
+    queue = loader.num_workers * loader.prefetch_factor
+    row = utils_pytorch.measure_training(
+        model, loader, loss_function, optimizer, device, batch_size, options,
+        warmup_steps=max(WARMUP_STEPS, queue),
+    )  # fmt: skip
+    return row | {"loader_workers": loader.num_workers}
+
+
+if __name__ == "__main__":
+    utils.sweep(EXPERIMENT, prepare, measure)

@@ -1,0 +1,241 @@
+"""Food101's real loading code on a tiny repository of the true form, its twin, and training.
+
+What talks to the Hub runs in a process of its own, because huggingface_hub reads its address at
+import.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import pytorch_test_computer_vision_food101 as script
+import utils_pytorch
+import utils_synthetic
+from utils_clock import Clock
+
+ROOT = Path(script.__file__).parent
+CPU = torch.device("cpu")
+ROWS = 48
+
+
+def picture(mode: str, level: int, file_format: str) -> bytes:
+    """A file of one grey level."""
+    grey = Image.new("L", (60, 40), level)
+    file = io.BytesIO()
+    grey.convert(mode).save(file, file_format)
+    return file.getvalue()
+
+
+def shard(rows: list[tuple[bytes, int]]) -> bytes:
+    """A parquet file as `ethz/food101` has them: images as bytes and path, and labels."""
+    images = [{"bytes": file, "path": f"{i}.jpg"} for i, (file, _) in enumerate(rows)]
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    schema = pa.schema(
+        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    table = pa.table({"image": images, "label": [label for _, label in rows]}, schema)
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def tiny_food101(hub):
+    """The loopback Hub with two shards of pictures that are dark or bright, as their label says."""
+    kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("RGBA", "PNG")]
+    rows = [(picture(kinds[i % 3][0], 40 + 170 * (i % 2), kinds[i % 3][1]), i % 2)
+            for i in range(ROWS)]  # fmt: skip
+    files = {f"data/train-0000{i}-of-00002.parquet": shard(rows[i::2]) for i in range(2)}
+    hub.add("dataset", "ethz/food101", {**files, "data/validation-0.parquet": b"not wanted"})
+    return hub
+
+
+def run(code: str, data_dir: Path) -> list[str]:
+    """The lines that `code` prints, which has the script and the command line's `options`."""
+    head = """
+import argparse, json, sys
+from pathlib import Path
+import pytorch_test_computer_vision_food101 as script
+import utils
+options = argparse.Namespace(
+    data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
+    channels_last=False, seed=1, epochs=1, max_seconds=None,
+)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", head + code, str(data_dir)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+TRAIN = """
+import torch, torchvision, utils_clock
+utils_clock.PROBE_SECONDS = 0.1
+torchvision.models.resnet50 = lambda num_classes: torch.nn.Sequential(
+    torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(147, num_classes)
+)
+options.data = script.prepare(options)["data"]
+print(options.data)
+for options.epochs in (1, 12):
+    print(json.dumps(script.measure(8, options)))
+"""
+
+
+def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
+    data, first, later = run(TRAIN, tmp_path)
+    first, later = json.loads(first), json.loads(later)
+    assert data == "real"
+    assert later["steps_per_epoch"] == ROWS / 8
+    assert later["loader_workers"] == script.usable_cores()
+    assert later["train_loss"] < first["train_loss"] / 2
+    assert not (tmp_path / "hf_home" / "datasets").exists()  # unpacked in the data directory
+    downloads = [request for request in tiny_food101.requests if "/cdn/" in request]
+    assert len(downloads) == 2
+    tiny_food101.requests.clear()
+    offline = 'options.data = "real"\nprint(script.load_data(options).num_rows)'
+    assert run(offline, tmp_path) == [str(ROWS)]
+    assert tiny_food101.requests == []
+
+
+CHOOSE = """
+for data in ("auto", "real"):
+    try:
+        print(utils.choose_data(data, lambda: script.food101(options)))
+    except utils.UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "unreachable"])
+def test_a_hub_that_fails_means_the_twin_or_an_error(tiny_food101, tmp_path, monkeypatch, fault):
+    tiny_food101.fault = fault
+    if fault == "unreachable":
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said, chosen, error = run(CHOOSE, tmp_path)
+    assert "synthetic data that costs the same work" in said
+    assert chosen == "synthetic"
+    assert error.startswith("--data=real: ") and "food101" in error
+
+
+def test_damaged_parquet_is_an_error_that_names_what_to_delete(tiny_food101, tmp_path):
+    assert run(CHOOSE, tmp_path) == ["real", "real"]
+    # In the first shard it is found while the schema is read, in the second while unpacking.
+    for number in (0, 1):
+        (damaged,) = tmp_path.glob(f"hub/*/snapshots/*/data/train-0000{number}-*")
+        os.truncate(damaged, 1000)
+        lines = run(CHOOSE, tmp_path)
+        assert len(lines) == 2  # one under auto, too: no silent fallback
+        assert all(line.startswith(f"--data_dir={tmp_path}: ") for line in lines)
+        shutil.rmtree(re.search("delete (.+) and try again", lines[0])[1])
+        assert run(CHOOSE, tmp_path) == ["real", "real"]
+
+
+def test_any_kind_of_image_becomes_three_channels():
+    kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"),
+             ("P", "PNG"), ("P", "GIF")]  # fmt: skip
+    rows = [{"image": {"bytes": picture(mode, 100, kind)}, "label": 3} for mode, kind in kinds]
+    images, labels = script.decode_batch(rows)
+    assert (images.shape, images.dtype) == ((len(kinds), 3, 224, 224), torch.uint8)
+    assert (images.int() - 100).abs().max() <= 2
+    assert labels.tolist() == [3] * len(kinds)
+
+
+def test_channels_rows_and_columns_keep_their_place():
+    levels = np.zeros((224, 224, 3), np.uint8)
+    levels[:100, :, 0] = 200  # red above, blue to the left
+    levels[:, :50, 2] = 150
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    images, _ = script.decode_batch([{"image": {"bytes": file.getvalue()}, "label": 0}])
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), levels)
+
+
+@pytest.fixture
+def twin(monkeypatch):
+    monkeypatch.setattr(utils_synthetic, "PHOTOGRAPHS", 16)
+    files = utils_synthetic.jpeg_photographs(16)
+    monkeypatch.setattr(utils_synthetic, "jpeg_photographs", lambda: files)
+    return script.load_data(argparse.Namespace(data="synthetic"))
+
+
+def test_twin_has_the_real_datas_form(twin):
+    assert twin.num_rows == 75_750
+    assert twin.column_names == ["image", "label"]
+    assert set(twin[75_749]["image"]) == {"bytes", "path"}
+    assert twin[75_749]["image"]["bytes"] == twin[75_749 % 16]["image"]["bytes"]
+    assert all(0 <= label < script.NUM_CLASSES for label in twin[:16]["label"])
+
+
+def test_loader_yields_every_row_once_in_another_order(twin):
+    rows = twin.select(range(70)).remove_columns("label").add_column("label", list(range(70)))
+    batches = list(script.make_loader(rows, 32, CPU))
+    assert [len(labels) for _, labels in batches] == [32, 32, 6]
+    seen = torch.cat([labels for _, labels in batches]).tolist()
+    assert sorted(seen) == list(range(70)) and seen != list(range(70))
+    images, labels = batches[2]
+    alone, _ = script.decode_batch([rows[int(labels[0])]])
+    assert torch.equal(images[0], alone[0])
+
+
+def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
+    monkeypatch.setattr(script, "usable_cores", lambda: 5)
+    monkeypatch.setattr(script, "load_data", lambda options: twin)
+    passed = {}
+    monkeypatch.setattr(utils_pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
+    options = argparse.Namespace(device="cpu", seed=1, precision="fp32")
+    assert script.measure(4, options) == {"loader_workers": 5}
+    assert passed == {"warmup_steps": 10}
+
+
+def test_clock_leaves_out_the_warmup_steps_it_is_told():
+    seconds = iter([5.0] + [0.1] * 10 + [1.0] * 89)
+    time = 0.0
+    clock = Clock(8, 800, 1, lambda: None, warmup_steps=10, now=lambda: time)
+    clock.start()
+    for _ in range(100):
+        time += next(seconds)
+        clock.step(8)
+    clock.stop()
+    assert clock.measurement()["samples_per_second"] == pytest.approx(8)
+
+
+def test_the_script_trains_on_the_twin(tmp_path):
+    done = subprocess.run(
+        [sys.executable, script.__file__, "--data=synthetic", "--batch_sizes=1", "--max_seconds=1",
+         "--epochs=1", "--device=cpu", "--machine_name=here", f"--data_dir={tmp_path / 'data'}",
+         f"--results_dir={tmp_path}"], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "results_pytorch_cv" / "here_food101_resnet50_224_pytorch_results.csv"
+    with path.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["status"], row["data"], row["steps_per_epoch"]) == ("ok", "synthetic", "75750")
+    assert float(row["samples_per_second"]) > 0
+    assert int(row["loader_workers"]) == script.usable_cores()
+    # ResNet50 at 224x224: 4.1e9 multiply-adds forward, about three times that with both gradients.
+    flops = 1e12 * float(row["tflops_per_second"]) / float(row["samples_per_second"])
+    assert flops == pytest.approx(3 * 2 * 4.1e9, rel=0.1)
+
+
+def test_the_defaults_are_the_original_experiments():
+    wanted = dict(epochs=3, batch_sizes="32, 64, 128", samples=75_750, input_size=224)
+    assert wanted.items() <= dataclasses.asdict(script.EXPERIMENT).items()
