@@ -1,0 +1,101 @@
+"""What the NLP protocol costs: ratios of two things measured in one run, interleaved.
+
+    python benchmark_nlp.py
+
+Loader: the twin's batches padded by the script, against Transformers' DataCollatorWithPadding.
+Loop: a small DistilBERT trained by Trainer with the shared clock, against the same without it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    BertTokenizer,
+    DataCollatorWithPadding,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+)
+
+import pytorch_test_nlp as script
+import utils_pytorch
+import utils_trainer
+from utils_benchmark import interleaved_ratio
+from utils_clock import Clock
+
+CPU = torch.device("cpu")
+OPTIONS = argparse.Namespace(
+    data="synthetic", device="cpu", precision="fp32", compile=False, epochs=1, seed=1
+)
+
+
+def make_trainer(model, dataset, batch_size: int, scratch: str, collate=script.pad) -> Trainer:
+    """The script's Trainer of `model` on `dataset`, silent."""
+    arguments = utils_trainer.training_arguments(batch_size, OPTIONS, CPU, scratch)
+    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=dataset)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def small_distilbert():
+    config = DistilBertConfig(vocab_size=1000, dim=128, hidden_dim=512, n_heads=2, n_layers=2)
+    return DistilBertForSequenceClassification(config)
+
+
+def loop_ratio(pairs: int = 10, batch_size: int = 16, steps: int = 60) -> float:
+    """Median over interleaved pairs of the bare Trainer's seconds divided by the clocked one's."""
+    tokens = torch.randint(1000, (batch_size * steps, 64)).numpy()
+    rows = {"input_ids": list(tokens), "label": [0, 1] * (len(tokens) // 2)}
+    dataset = Dataset.from_dict(rows).with_format("numpy")
+    model = small_distilbert()
+
+    def train(*callbacks):
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = make_trainer(model, dataset, batch_size, scratch)
+            for callback in callbacks:
+                trainer.add_callback(callback)
+            trainer.train()
+
+    def with_clock():
+        clock = Clock(batch_size, len(dataset), 1, utils_pytorch.synchronize(CPU))
+        train(utils_trainer.ClockCallback(clock))
+
+    return interleaved_ratio(with_clock, train, pairs)
+
+
+def loader_rate(batch_size: int = 32, samples: int = 4096, collate=script.pad) -> float:
+    """Reviews of the twin per second that Trainer's loader gathers and pads, without a model."""
+    dataset = script.load_tokens(OPTIONS, "train").select(range(samples))
+    if collate is not script.pad:
+        dataset = dataset.with_format(None)
+    with tempfile.TemporaryDirectory() as scratch:
+        loader = make_trainer(small_distilbert(), dataset, batch_size, scratch, collate)
+        batches = iter(loader.get_train_dataloader())
+    next(batches)
+    start = time.perf_counter()
+    reviews = sum(len(batch["labels"]) for batch in batches)
+    return reviews / (time.perf_counter() - start)
+
+
+def loader_ratio(batch_size: int = 32, rounds: int = 3) -> float:
+    """Median over rounds of the script's loading rate divided by that of Transformers' collator."""
+    tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}, model_max_length=512)
+    usual = DataCollatorWithPadding(tokenizer)
+    return statistics.median(
+        loader_rate(batch_size) / loader_rate(batch_size, collate=usual) for _ in range(rounds)
+    )
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    transformers.logging.set_verbosity_error()
+    print(f"loader: {loader_ratio():.2f} (target 1)", flush=True)
+    print(f"training loop: {loop_ratio():.3f} (target 0.98)")

@@ -1,0 +1,152 @@
+"""The shared clock inside Hugging Face's Trainer, so that its runs mean what the others do.
+
+What Trainer adds to a step (gradient clipping, the learning rate's decay, its own bookkeeping) is
+inside the clock, because its users pay for it. What would make the device wait is turned off.
+"""
+
+import itertools
+import os
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from utils_clock import Clock
+from utils_energy import energy_meter
+from utils_pytorch import complete_row, synchronize
+
+PROBE_BATCHES = 8  # of different padded lengths, as the run's are
+
+
+def hide_other_gpus(options) -> None:
+    """Leave one CUDA device visible, before CUDA starts: Trainer spreads over all it sees.
+
+    `options.device` is renamed to match, because that one is then number 0.
+    """
+    kind, _, index = options.device.partition(":")
+    if kind not in ("auto", "cuda"):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen = index or "0" if visible is None else visible.split(",")[int(index or 0)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    options.device = kind
+
+
+def training_arguments(batch_size, options, device, scratch, **hyperparameters):
+    """TrainingArguments that train as `options` say, and neither report, save nor synchronize.
+
+    Args:
+        scratch: a temporary directory; Trainer insists on one.
+        hyperparameters: such as `learning_rate`.
+    """
+    on_cuda = device.type == "cuda"
+    return TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        num_train_epochs=options.epochs,
+        seed=options.seed,
+        bf16=options.precision == "bf16",
+        fp16=options.precision == "fp16",
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=on_cuda,
+        accelerator_config={"non_blocking": on_cuda},
+        # Read back once per epoch; the filter would read every step's loss.
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **hyperparameters,
+    )
+
+
+class ClockCallback(TrainerCallback):
+    """Starts, steps and stops a Clock, and ends the training when its time is up."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_train_begin(self, args, state, control, **_):
+        self.clock.start()
+
+    def on_step_end(self, args, state, control, **_):
+        clock = self.clock
+        left_of_epoch = clock.samples_per_epoch - clock.samples % clock.samples_per_epoch
+        if clock.step(min(clock.batch_size, left_of_epoch)):
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **_):
+        # Trainer itself asks for the stop at the last step. `on_train_end` would be late: the
+        # metrics are computed before it.
+        if control.should_training_stop:
+            self.clock.stop()
+
+
+def measure_training(trainer: Trainer, device: torch.device, options) -> dict:
+    """Train under the shared clock, then probe the device alone; returns the measured columns.
+
+    The model is left as the training left it: the probe's learning rate is 0.
+    """
+    batch_size, samples = trainer.args.per_device_train_batch_size, len(trainer.train_dataset)
+    if batch_size > samples:
+        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
+    if options.compile:
+        # Padded lengths vary: kernels for one length would be compiled again for the next.
+        trainer.model.compile(dynamic=True)
+    clock = Clock(
+        batch_size,
+        samples,
+        options.epochs,
+        synchronize(device),
+        options.max_seconds,
+        energy_meter(device.type, device.index or 0),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ClockCallback(clock))
+    trainer.train()
+    train_loss = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
+    batches = full_batches(trainer, batch_size)
+    return complete_row(
+        clock,
+        train_loss,
+        device,
+        train_step=make_train_step(trainer, batches),
+        backward=lambda: backward_of_first_samples(trainer.model, batches),
+        backward_samples=len(batches),
+    )
+
+
+def full_batches(trainer: Trainer, batch_size: int) -> list[dict]:
+    """Up to PROBE_BATCHES full batches, on the device."""
+    batches = itertools.islice(trainer.get_train_dataloader(), PROBE_BATCHES)
+    return [batch for batch in batches if len(batch["labels"]) == batch_size]
+
+
+def make_train_step(trainer: Trainer, batches: list[dict]):
+    """One update as Trainer makes it, on the next of `batches` in turn; nothing is learnt."""
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    next_batch = itertools.cycle(batches)
+
+    def train_step():
+        trainer.training_step(trainer.model_wrapped, next(next_batch))
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        trainer.model_wrapped.zero_grad()
+
+    return train_step
+
+
+def backward_of_first_samples(model, batches: list[dict]) -> None:
+    """Forward and backward pass of the first sample of each batch, padded as in the batch.
+
+    Attention is written out as matrix products, because the counter of floating-point operations
+    does not know every device's fused kernel.
+    """
+    fused = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    for batch in batches:
+        # Not through `model(...)`, which may be compiled: compiled operations are not seen.
+        model.forward(**{name: part[:1] for name, part in batch.items()}).loss.backward()
+    model.zero_grad()
+    model.set_attn_implementation(fused)
