@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -252,6 +253,8 @@ def one_line_errors(rows: list[dict], results_dir: Path):
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
+        # A second, impatient one must not cut the farewell short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         saved = f"{len(rows)} rows of this run are saved under {results_dir}"
         print(f"\nInterrupted: {saved}.", file=sys.stderr)
         sys.exit(130)

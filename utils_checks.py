@@ -43,8 +43,33 @@ def figure(check: str, value: float | None, unit: str) -> Finding:
 def overhead_pytorch(quick: bool) -> list[Finding]:
     import benchmark_pytorch
 
-    pairs = 6 if quick else 20
-    return [at_least("PyTorch loop / bare loop", benchmark_pytorch.loop_ratio(pairs=pairs), 0.98)]
+    ratio = benchmark_pytorch.loop_ratio(pairs=pairs_of(quick))
+    return [at_least("PyTorch loop / bare loop", ratio, 0.98)]
+
+
+def overhead_trainer(quick: bool) -> list[Finding]:
+    import benchmark_nlp
+
+    ratio = benchmark_nlp.loop_ratio(pairs=pairs_of(quick))
+    return [at_least("Transformers' Trainer, with the clock / without", ratio, 0.98)]
+
+
+def overhead_tensorflow(quick: bool) -> list[Finding]:
+    import benchmark_tensorflow
+
+    ratio = benchmark_tensorflow.loop_ratio(pairs=pairs_of(quick))
+    return [at_least("TensorFlow loop / plain model.fit", ratio, 0.98)]
+
+
+def overhead_llama2(quick: bool) -> list[Finding]:
+    import benchmark_llama2
+
+    ratio = benchmark_llama2.loop_ratio(pairs=pairs_of(quick))
+    return [at_least("LLM generation / bare llama_cpp loop", ratio, 0.98)]
+
+
+def pairs_of(quick: bool) -> int:
+    return 6 if quick else 20
 
 
 # The clock, and the estimate that a short run gives
@@ -57,8 +82,8 @@ def clock(quick: bool) -> list[Finding]:
     return [at_most("clock's rate beside a stopwatch's, off by", 100 * abs(truth - 1), 3, "%")]
 
 
-def resnet50_step():
-    """One training step of ResNet50 on a batch of 32x32 images that lies on the device.
+def resnet50_step(batch_size: int = BATCH_SIZE, image_size: int = 32):
+    """One training step of ResNet50 on a batch of images that lies on the device.
 
     Returns:
         The step; the protocol's `synchronize`; and a way around it to wait for the device, which
@@ -78,8 +103,9 @@ def resnet50_step():
     _, step = utils_pytorch.make_steps(
         model, torch.nn.CrossEntropyLoss(), optimizer, device, options
     )
-    images = torch.randint(256, (BATCH_SIZE, 3, 32, 32), dtype=torch.uint8, device=device)
-    labels = torch.randint(100, (BATCH_SIZE,), device=device)
+    shape = (batch_size, 3, image_size, image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels = torch.randint(100, (batch_size,), device=device)
     return (
         lambda: step(images, labels),
         utils_pytorch.synchronize(device),

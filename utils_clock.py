@@ -73,13 +73,15 @@ class Clock:
         self.joules = None
         self.windows: list[Window] = []
 
-    def start(self) -> None:
+    def start(self, label: str | None = None) -> None:
         """Begin timing; call it right before the first batch is loaded."""
+        timed = "{l_bar}{bar}| {n:.1f}/{total:.1f} s{postfix}" if self.max_seconds else None
         self.bar = tqdm(
             total=self.max_seconds or self.samples_per_epoch * self.epochs,
-            desc=f"batch size {self.batch_size}",
-            unit="s" if self.max_seconds else " samples",
-            unit_scale=True,
+            desc=label or f"batch size {self.batch_size}",
+            unit=" samples",
+            unit_scale=not self.max_seconds,
+            bar_format=timed,
             position=1,
             leave=False,
             disable=None,
@@ -110,7 +112,8 @@ class Clock:
             self.windows.append(window)
             elapsed = self._window_start - self.steady_start
             self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
-            self.bar.update((elapsed if self.max_seconds else self.samples) - self.bar.n)
+            done = min(elapsed, self.max_seconds) if self.max_seconds else self.samples
+            self.bar.update(done - self.bar.n)
             return self.max_seconds is not None and elapsed >= self.max_seconds
         return False
 
@@ -226,7 +229,7 @@ def probe_device(
 ) -> float:
     """Samples per second of `train_step` on a batch that already lies on the device."""
     clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
-    clock.start()
+    clock.start(f"batch size {batch_size}, device only")
     time_is_up = False
     while not time_is_up or len(clock.windows) < 2:
         train_step()

@@ -6,7 +6,9 @@ import math
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 
 import psutil
 
@@ -120,17 +122,25 @@ def other_load(seconds: float = 1.0) -> tuple[float, str | None]:
     return percent, name
 
 
+def peak_resident_gb() -> float:
+    """This process' peak resident size, in 1e9 bytes."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: int | None) -> str:
     """The name a machine's results are filed under, e.g. `Apple_M3_Pro_18GB_14_GPU_Cores`.
 
     Args:
         facts: what `machine_facts` returned.
         device_type: `cpu`, `mps` or `cuda`: the device that is really used.
-        gpu_name, gpu_bytes: of a CUDA card, from the framework.
+        gpu_name, gpu_bytes: of a CUDA card, from the framework; bytes are None if it is silent.
     """
     if device_type == "cuda":
         # Some cards carry their memory in their name.
-        parts = [gpu_name, "" if re.search(r"\d+GB", gpu_name) else gigabytes(gpu_bytes)]
+        named = re.search(r"\d+GB", gpu_name) or not gpu_bytes
+        parts = [gpu_name, "" if named else gigabytes(gpu_bytes)]
     else:
         cores, kind = facts["cpu_cores"], "Cores"
         if device_type == "mps":

@@ -1,8 +1,6 @@
 """The one PyTorch protocol: device, precision, training loop, device-only probe, memory, FLOPs."""
 
 import contextlib
-import resource
-import sys
 import warnings
 
 import torch
@@ -228,6 +226,4 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated() / 1e9
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return utils_machine.peak_resident_gb()

@@ -1,0 +1,133 @@
+"""What the LLM protocol costs, and whether random weights are as fast as others: two ratios.
+
+    python benchmark_llama2.py
+    python benchmark_llama2.py --path_to_gguf_model=llama-2-7b-chat.Q4_0.gguf
+
+Loop: the script's timed generation against a bare loop over llama.cpp's C functions, with the same
+model, prompt, sampler and number of tokens. Shuffle: a model against its copy whose blocks of
+weights are shuffled within every matrix. Both interleaved. Without a model, one of normally
+distributed weights, quantized as real ones are, is written into a temporary directory.
+"""
+
+import argparse
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+
+import utils_llama
+from synthetic_gguf import Architecture, tensors, write_twin
+from utils_benchmark import interleaved_ratio
+
+SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
+QUESTION = "How does a kettle know that the water boils? Explain it step by step."
+TOKENS = 128
+SEED, TEMPERATURE = 42, 0.8
+
+
+def load(path: Path):
+    threads = utils_llama.default_threads()
+    options = argparse.Namespace(
+        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=threads, flash_attn=False,
+        verbose=False,
+    )  # fmt: skip
+    return utils_llama.load(options)[0]
+
+
+@contextlib.contextmanager
+def small_model():
+    """A small GGUF whose matrices hold quantized normal weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{SMALL.name}.gguf"
+        write_twin(path, SMALL, QUESTION)
+        random = np.random.default_rng(1)
+        shapes = {name: shape for name, shape, _ in tensors(SMALL)}
+        for tensor in gguf.GGUFReader(path, "r+").tensors:
+            if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
+                rows, columns = shapes[tensor.name]
+                weights = random.standard_normal((rows, columns), np.float32) / columns**0.5
+                tensor.data[:] = gguf.quantize(weights, tensor.tensor_type)
+        yield path
+
+
+def shuffled_copy(path: Path, folder: Path) -> Path:
+    """A copy of a GGUF whose blocks of weights are in random order within every matrix."""
+    copy = folder / "shuffled.gguf"
+    shutil.copyfile(path, copy)
+    random = np.random.default_rng(2)
+    for tensor in gguf.GGUFReader(copy, "r+").tensors:
+        if len(tensor.shape) > 1:
+            _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+            blocks = tensor.data.view(np.uint8).reshape(-1, block_bytes)
+            blocks[:] = blocks[random.permutation(len(blocks))]
+    return copy
+
+
+def bare_generation(llm, prompt: list[int]) -> None:
+    """Answer `prompt` with llama.cpp's C functions and llama-cpp-python's chain of samplers."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for sampler in (
+        llama_cpp.llama_sampler_init_penalties(llm.n_vocab(), 64, 1.0, 0.0, 0.0),
+        llama_cpp.llama_sampler_init_top_k(40),
+        llama_cpp.llama_sampler_init_typical(1.0, 1),
+        llama_cpp.llama_sampler_init_top_p(0.95, 1),
+        llama_cpp.llama_sampler_init_min_p(0.05, 1),
+        llama_cpp.llama_sampler_init_temp(TEMPERATURE),
+        llama_cpp.llama_sampler_init_dist(SEED),
+    ):
+        llama_cpp.llama_sampler_chain_add(chain, sampler)
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
+    tokens = prompt
+    for _ in range(TOKENS):
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to it
+        assert (
+            llama_cpp.llama_decode(llm.ctx, llama_cpp.llama_batch_get_one(array, len(array))) == 0
+        )
+        tokens = [llama_cpp.llama_sampler_sample(chain, llm.ctx, -1)]
+    llama_cpp.llama_sampler_free(chain)
+
+
+def loop_ratio(pairs: int = 10, path: Path | None = None) -> float:
+    """Seconds of the bare loop divided by the script's own; 0.98 means that ours is 2 % slower."""
+    if path is None:
+        with small_model() as path:
+            return loop_ratio(pairs, path)
+    llm = load(path)
+    prompt = utils_llama.prompt_tokens(llm, QUESTION)
+    return interleaved_ratio(
+        lambda: utils_llama.generate(llm, prompt, TOKENS, SEED, TEMPERATURE),
+        lambda: bare_generation(llm, prompt),
+        pairs,
+    )
+
+
+def shuffle_ratio(pairs: int = 10, path: Path | None = None) -> float:
+    """Seconds of the shuffled copy divided by those of the model."""
+    if path is None:
+        with small_model() as path:
+            return shuffle_ratio(pairs, path)
+    with tempfile.TemporaryDirectory() as folder:
+        original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
+        # The same tokens for both, whatever they would answer: the figure tg128.
+        return interleaved_ratio(
+            lambda: utils_llama.bench_generation(original),
+            lambda: utils_llama.bench_generation(shuffled),
+            pairs,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--path_to_gguf_model", type=Path, help="default: a small synthetic one")
+    parser.add_argument("--pairs", type=int, default=10, help="default: %(default)s")
+    options = parser.parse_args()
+    loop = loop_ratio(options.pairs, options.path_to_gguf_model)
+    print(f"generation: {loop:.3f} (target 0.98)", flush=True)
+    shuffle = shuffle_ratio(options.pairs, options.path_to_gguf_model)
+    print(f"shuffled weights: {shuffle:.3f} (target 0.95 to 1.05)")

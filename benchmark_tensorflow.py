@@ -1,0 +1,92 @@
+"""What the TensorFlow protocol costs: ratios of two things measured in one run.
+
+    python benchmark_tensorflow.py
+
+Loop: `model.fit` under the clock against plain `model.fit` without callbacks, in interleaved pairs.
+Pipelines alone, without a model: CIFAR100's against a plain copy of the same images in memory;
+Food101's against what so many cores would do if each decoded at the rate of one thread.
+"""
+
+import argparse
+import os
+import statistics
+
+import numpy as np
+
+import tensorflow_test_computer_vision_cifar100 as cifar100
+import tensorflow_test_computer_vision_food101 as food101
+import utils_tensorflow
+from utils_benchmark import interleaved_ratio, timed
+from utils_clock import Clock
+from utils_tensorflow import tf
+
+OPTIONS = argparse.Namespace(
+    device="cpu", precision="fp32", compile=False, data="synthetic", seed=1
+)
+
+
+def loop_ratio(pairs: int = 10, batch_size: int = 32, steps: int = 12) -> float:
+    """Median over interleaved pairs of plain `fit`'s seconds divided by those under the clock."""
+    utils_tensorflow.start(OPTIONS)
+    samples = batch_size * steps
+    random = np.random.default_rng(OPTIONS.seed)
+    images = random.integers(256, size=(samples, 32, 32, 3), dtype=np.uint8)
+    labels = random.integers(cifar100.NUM_CLASSES, size=samples)
+    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
+    model = cifar100.build_model(OPTIONS)
+
+    def plain():
+        model.fit(dataset, verbose=0, shuffle=False)
+
+    def under_the_clock():
+        clock = Clock(batch_size, samples, 1, utils_tensorflow.synchronize(model))
+        timed_fit = utils_tensorflow.TimedFit(model, clock)
+        model.fit(dataset, verbose=0, shuffle=False, callbacks=timed_fit)
+
+    return interleaved_ratio(under_the_clock, plain, pairs)
+
+
+def cifar100_share(batch_size: int = 32, rounds: int = 3) -> float:
+    """Median over rounds of the pipeline's rate divided by that of a copy of all images at once."""
+    images, labels = cifar100.load_data(OPTIONS)
+    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
+    return statistics.median(
+        timed(images.copy) / timed(lambda: consume(dataset)) for _ in range(rounds)
+    )
+
+
+def food101_share(photographs: int = 1024, rounds: int = 3) -> float:
+    """Median over rounds of the pipeline's rate divided by cores times that of one thread."""
+    data = food101.load_data(OPTIONS).take(photographs)
+    one_thread = tf.data.Options()
+    one_thread.threading.private_threadpool_size = 1
+    alone = data.take(photographs // 4).map(food101.decode).with_options(one_thread)
+    batches = food101.make_batches(data, 32)
+    shares = []
+    for _ in range(rounds):
+        rate_of_one = photographs // 4 / timed(lambda: consume(alone))
+        rate = photographs / timed(lambda: consume(batches))
+        shares.append(rate / rate_of_one / usable_cores())
+    return statistics.median(shares)
+
+
+def consume(dataset) -> None:
+    for _ in dataset:
+        pass
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    print(f"training loop: {loop_ratio():.3f} (target 0.98)", flush=True)
+    for size in (32, 1024):
+        print(f"CIFAR100 / memory copy, batch size {size}: {cifar100_share(size):.3f}", flush=True)
+    print(f"Food101 / cores x one thread: {food101_share():.2f} (target 0.85)")

@@ -1,0 +1,204 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = ["filelock", "pandas", "psutil", "scipy", "tqdm"]
+# ///
+"""Are the results files whole: columns, types, units in range, machine as in the file's name?
+
+Files of the older, published format and Geekbench ML's table are checked as such. One line per
+problem, exit code 1 if there is any.
+
+    python check_results.py results
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import utils
+from utils_experiments import EXTRA_COLUMNS, of_file
+from utils_llama_report import COLUMNS as LLM_COLUMNS
+from utils_results import COLUMNS, UnreadableResults, read_rows
+
+CHOICES = {
+    "status": {"ok", "out_of_memory", "killed", "error"},
+    "data": {"real", "synthetic"},
+    "precision": {"fp32", "bf16", "fp16"},
+}
+# Smallest and largest believable number of a column; from 0 on where none is given.
+RANGES = {
+    "batch_size": (1, 1e7),
+    "avg_time_per_epoch": (1e-6, 1e8),
+    "samples_per_second": (1e-6, 1e9),
+    "tokens_per_second": (1e-6, 1e7),
+    "prompt_tokens_per_second": (1e-6, 1e8),
+    "input_bound_percent": (-1e4, 100),
+    "sustained_ratio": (0, 100),
+    "n_gpu_layers": (-1, 1e4),
+    "test_accuracy": (0, 1),
+    "memory_gb": (0.1, 1e5),
+    "peak_memory_gb": (0, 1e5),
+    "tflops_per_second": (0, 1e6),
+    "swap_written_gb": (-1e5, 1e5),
+    "train_loss": (-math.inf, math.inf),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results_dir", nargs="?", type=Path, default=Path("results"), help="default: %(default)s"
+    )
+    return parser.parse_args()
+
+
+def check_folder(results_dir: Path) -> tuple[int, list[str]]:
+    """How many files there are, and a line for each problem in them."""
+    from utils_tables import GEEKBENCH_FILE
+
+    files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
+    problems = []
+    for path in files:
+        if path.suffix == ".json":
+            found = check_selfcheck(path)
+        elif path == results_dir / GEEKBENCH_FILE:
+            found = check_geekbench(path)
+        else:
+            found = check_results_file(path)
+        problems += [problem if str(path) in problem else f"{path}: {problem}" for problem in found]
+    return len(files), problems
+
+
+def check_results_file(path: Path) -> list[str]:
+    """The problems of one CSV file of an experiment, in the order of its rows."""
+    from utils_tables import LLM_NUMBERS, NUMBERS
+
+    llm = path.parent.name.startswith("results_llama")
+    found = of_file(path)
+    if not llm and not found:
+        return ["neither folder and name of an experiment's results"]
+    try:
+        header, rows = read_rows(path)
+    except UnreadableResults as error:
+        return [str(error)]
+    if not any(row.get("project_version") for row in rows):
+        return check_older(path, llm, rows)
+    required = LLM_COLUMNS if llm else COLUMNS
+    known = [*required] if llm else [*required, *EXTRA_COLUMNS, *found[0].model_flags]
+    problems = [f"unknown column {name!r}" for name in header if name not in known]
+    problems += [f"repeated column {name!r}" for name in set(header) if header.count(name) > 1]
+    missing = [name for name in required if name not in header]
+    if missing:
+        return [*problems, *(f"column {name!r} is missing" for name in missing)]
+    seen = {}
+    for line, row in enumerate(rows, start=2):
+        stem = re.sub(r"_results(_\d+)?$", "", path.stem)
+        expected = f"{row['machine']}_{row['model']}" if llm else row["machine"]
+        named = stem if llm else found[1]
+        if named != expected:
+            problems.append(f"row {line}: of {expected!r}, the file's name says {named!r}")
+        found_here = check_cells(row, LLM_NUMBERS if llm else NUMBERS)
+        found_here += check_llm_rates(row) if llm else check_training_time(row)
+        problems += [f"row {line}: {problem}" for problem in found_here]
+        first = seen.setdefault(tuple(row.values()), line)
+        if first != line:
+            problems.append(f"row {line}: the same as row {first}")
+    return problems
+
+
+def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
+    """The cells of one row of ours that are of a wrong type or out of range."""
+    from utils_tables import typed
+
+    problems = []
+    for name, text in row.items():
+        try:
+            value = typed(name, text, numbers)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if name in CHOICES and text not in CHOICES[name]:
+            problems.append(f"{name} is {text!r}")
+        if name in numbers and not math.isnan(value):
+            low, high = RANGES.get(name, (0, 1e15))
+            if not low <= value <= high:
+                problems.append(f"{name} is {text}, not in {low:g} to {high:g}")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", row["project_version"]):
+        problems.append(f"project_version is {row['project_version']!r}")
+    if row["status"] != "ok" and not row["error"]:
+        problems.append(f"status is {row['status']!r}, but error is empty")
+    return problems + check_time(row["started_at"])
+
+
+def check_training_time(row: dict[str, str]) -> list[str]:
+    if not row["batch_size"]:
+        return ["batch_size is empty"]
+    if (row["status"] == "ok") != bool(row["avg_time_per_epoch"]):
+        return [f"status is {row['status']!r}, avg_time_per_epoch {row['avg_time_per_epoch']!r}"]
+    return []
+
+
+def check_llm_rates(row: dict[str, str]) -> list[str]:
+    if row["status"] == "ok" and not row["tokens_per_second"] + row["prompt_tokens_per_second"]:
+        return ["status is 'ok', but there are no tokens per second"]
+    return []
+
+
+def check_time(text: str) -> list[str]:
+    try:
+        started = datetime.fromisoformat(text)
+    except ValueError:
+        return [f"started_at is {text!r}, not an ISO 8601 time"]
+    return [] if started.tzinfo else [f"started_at is {text!r}, without a time zone"]
+
+
+def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
+    """The problems of a file of the older format: what the notebook would skip."""
+    from utils_tables import read_generations, read_training
+
+    problems = []
+    if not (read_generations if llm else read_training)(path, problems) and not problems and rows:
+        problems.append("no row can be read")
+    return problems
+
+
+def check_geekbench(path: Path) -> list[str]:
+    from utils_tables import read_geekbench
+
+    problems = []
+    table = read_geekbench(path, problems)
+    names = table["machine"]
+    problems += [f"{name} is there twice" for name in names[names.duplicated()]]
+    for column in [name for name in table.columns if name.endswith("_score")]:
+        low = table[table[column] <= 0]
+        problems += [f"{column} of {name} is not above 0" for name in low["machine"]]
+    return problems
+
+
+def check_selfcheck(path: Path) -> list[str]:
+    """The problems of a report that selfcheck.py wrote."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        machine, _ = report["machine"], report["peak_tflops_measured"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ["not a report of selfcheck.py"]
+    return [] if machine == path.stem else [f"machine is {machine!r}, not as in the file's name"]
+
+
+def main() -> None:
+    options = parse_arguments()
+    with utils.one_line_errors([], options.results_dir):
+        if not options.results_dir.is_dir():
+            raise utils.UsageError(f"{options.results_dir} is not a folder")
+        files, problems = check_folder(options.results_dir)
+    print("\n".join([*problems, f"{files} files, {len(problems)} problems"]))
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

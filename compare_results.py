@@ -1,0 +1,311 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = ["filelock", "pandas", "psutil", "scipy", "tqdm"]
+# ///
+"""How many times as fast is one machine as another, and is the difference more than chance?
+
+Compares what both measured under the same configuration: precision, compilation, memory format,
+data, model, major version of the framework, version of this project, protocol. What differs is
+named and left out unless --loose is given. The ratio is the speed of the first machine over that
+of the second; its 95 % interval covers the variation within the runs, not what differs between
+two days (repeat the runs for that, and see selfcheck.py's "differences below this mean nothing").
+
+    python compare_results.py --list
+    python compare_results.py Apple_M3_Pro_18GB_14_GPU_Cores NVIDIA_TITAN_RTX_24GB
+"""
+
+import argparse
+import difflib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import utils
+from utils_experiments import BY_CHART, LLM_TITLE, TRAINING, tag
+
+
+def prices(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        first = second = -1.0
+    if not (0 < first < math.inf and 0 < second < math.inf):
+        form = 'two prices above 0, such as "2000, 3200"'
+        raise argparse.ArgumentTypeError(f"{text!r} is not {form}")
+    return first, second
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("machines", nargs="*", metavar="MACHINE", help="two names, as --list shows them")
+    add("--list", action="store_true", help="name the machines that have results")
+    add("--loose", action="store_true", help="compare different configurations too, and say so")
+    add("--prices", type=prices, help='of both, "2000, 3200": adds the ratio of speed per price')
+    add("--format", choices=["table", "csv", "markdown", "json"], default="table")
+    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    options = parser.parse_args()
+    if not options.list and len(options.machines) != 2:
+        parser.error("give two machines, or --list")
+    return options
+
+
+def find_machine(name: str, machines: list[str]) -> str:
+    """The machine of that name; upper and lower case, spaces and underscores are the same.
+
+    Raises:
+        UserError: there is none; it names the nearest ones.
+    """
+    names = {machine.lower(): machine for machine in machines}
+    if found := names.get(tag(name).lower()):
+        return found
+    nearest = difflib.get_close_matches(tag(name).lower(), names, n=3, cutoff=0.3)
+    hint = f"nearest: {', '.join(names[near] for near in nearest)}" if nearest else "see --list"
+    raise utils.UserError(f"no results of {name!r}; {hint}")
+
+
+# What can be compared
+
+
+def measured(results) -> list[dict]:
+    """Every good number of every machine, with the `facts` that two must share to be compared."""
+    from utils_tables import MODEL_FLAGS, best_evidence, is_good, token_rates
+
+    numbers = []
+    also_by = ("data", "framework_major", "project_version")
+    training = best_evidence(with_major_version(results.training), also_by)
+    for row in training[is_good(training)].to_dict("records"):
+        shape = {name: row[name] for name in ("precision", "compile", "channels_last")}
+        shape |= {name: row[name] for name in sorted(MODEL_FLAGS)}
+        numbers.append(
+            {
+                "experiment": BY_CHART[row["experiment"]].title,
+                "test": f"batch {row['batch_size']:g}",
+                "place": row["batch_size"],
+                "unit": "s per epoch",
+                "value": row["avg_time_per_epoch"],
+                "ci95": row["avg_time_per_epoch_ci95"],
+                "facts": facts(row, shape),
+            }
+            | {name: row[name] for name in ("machine", "configuration")}
+        )
+    for row in token_rates(with_major_version(results.generations), also_by).to_dict("records"):
+        shape = {name: row[name] for name in ("model", "configuration")}
+        numbers.append(
+            {
+                "experiment": LLM_TITLE,
+                "unit": "tokens/s",
+                "place": math.inf,
+                "value": row["rate"],
+                "ci95": row["rate_ci95"],
+                "facts": facts(row, shape),
+            }
+            | {name: row[name] for name in ("machine", "configuration", "test")}
+        )
+    return sorted(numbers, key=lambda number: number.pop("place"))
+
+
+def with_major_version(rows):
+    """Adds `framework_major`: `torch 2` of `torch 2.15.0+cu130`."""
+    major = [
+        match[0] if (match := re.match(r"\S+ \d+", str(framework))) else ""
+        for framework in rows["framework"]
+    ]
+    return rows.assign(framework_major=major)
+
+
+def facts(row: dict, shape: dict) -> dict:
+    names = ("data", "project_version", "protocol")
+    both = shape | {"framework": row["framework_major"]} | {name: row[name] for name in names}
+    # What is unknown, or has no meaning in this framework, is empty.
+    return {
+        name: "" if value is None or value != value or value is False else value
+        for name, value in both.items()
+    }
+
+
+def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict], list[str]]:
+    """The comparisons of two machines, and what was refused, one line each."""
+    tests = dict.fromkeys((n["experiment"], n["test"]) for n in numbers)  # in this order
+    compared, refused = [], {}
+    for test in tests:
+        of_a, of_b = (
+            [n for n in numbers if n["machine"] == m and (n["experiment"], n["test"]) == test]
+            for m in (a, b)
+        )
+        pairs = [(x, y, differences(x, y)) for x in of_a for y in of_b]
+        same = [pair for pair in pairs if not pair[2]]
+        if pairs and not same:
+            nearest = min(pairs, key=lambda pair: len(pair[2]))
+            if loose:
+                same = [nearest]
+            else:
+                reason = (test[0], "; ".join(nearest[2]))
+                refused.setdefault(reason, []).append(test[1])
+        compared += [comparison(x, y, differing) for x, y, differing in same]
+    lines = [
+        f"{experiment} ({', '.join(refused[experiment, reason])}): {reason}"
+        for experiment, reason in refused
+    ]
+    return compared, lines
+
+
+def differences(x: dict, y: dict) -> list[str]:
+    """What keeps two numbers from being compared, such as `data: real / synthetic`."""
+    return [
+        f"{name}: {value or 'none'} / {y['facts'].get(name) or 'none'}"
+        for name, value in x["facts"].items()
+        if value != y["facts"].get(name)
+    ]
+
+
+# Ratios and their intervals
+
+
+def comparison(x: dict, y: dict, differing: list[str]) -> dict:
+    above, below = (x, y) if x["unit"] == "tokens/s" else (y, x)
+    ratio, low, high = ratio_ci95(above["value"], above["ci95"], below["value"], below["ci95"])
+    return {
+        **{name: x[name] for name in ("experiment", "configuration", "test")},
+        **{"first": x["value"], "second": y["value"], "unit": x["unit"]},
+        **{"ratio": ratio, "low": low, "high": high, "differs": "; ".join(differing)},
+    }
+
+
+def ratio_ci95(
+    above: float, above_ci95: float, below: float, below_ci95: float
+) -> tuple[float, float, float]:
+    """above / below with the limits of its 95 % interval, from the half-widths of both.
+
+    The method of variance estimates recovery (MOVER): Donner and Zou, "Closed-form confidence
+    intervals for functions of the normal mean and standard deviation", Statistical Methods in
+    Medical Research 21 (2012), after Zou and Donner, Statistics in Medicine 27 (2008). Limits are
+    NaN where a half-width is unknown.
+    """
+    ratio = above / below
+    if math.isnan(above_ci95) or math.isnan(below_ci95):
+        return ratio, math.nan, math.nan
+    if below_ci95 >= below:
+        return ratio, 0.0, math.inf
+    # With symmetric intervals l(2m - l) = u(2m - u) = m**2 - h**2: the result is Fieller's.
+    width = below**2 - below_ci95**2
+    root = math.sqrt((above * below) ** 2 - (above**2 - above_ci95**2) * width)
+    return ratio, (above * below - root) / width, (above * below + root) / width
+
+
+def geometric_mean(rows: list[dict], **names) -> dict:
+    """Of ratios, those of comparisons or means themselves, with the limits of its 95 % interval.
+
+    Their errors are independent, so the half-widths of their logarithms add as squares.
+    """
+    mean = sum(math.log(row["ratio"]) for row in rows) / len(rows)
+    below, above = (
+        math.sqrt(sum(math.log(row[limit] / row["ratio"]) ** 2 for row in rows)) / len(rows)
+        if all(0 < row[limit] < math.inf for row in rows)
+        else math.nan
+        for limit in ("low", "high")
+    )
+    differs = "some rows" if any(row["differs"] for row in rows) else ""
+    limits = {"low": math.exp(mean - below), "high": math.exp(mean + above), "differs": differs}
+    return {**names, "ratio": math.exp(mean), **limits}
+
+
+def summarize(compared: list[dict]) -> list[dict]:
+    """The comparisons, the geometric mean below each experiment, and that of all at the end."""
+    lines, means = [], []
+    for title in [*(experiment.title for experiment in TRAINING), LLM_TITLE]:
+        rows = [row for row in compared if row["experiment"] == title]
+        if rows:
+            mean = geometric_mean(rows, experiment=title, test="geometric mean")
+            means.append(mean)
+            lines += [*rows, mean]
+    return [*lines, geometric_mean(means, experiment="all experiments", test="geometric mean")]
+
+
+def verdict(row: dict) -> str:
+    if math.isnan(row["low"]) or math.isnan(row["high"]):
+        return "no interval"
+    if row["low"] <= 1 <= row["high"]:
+        return "no significant difference"
+    return "first is faster" if row["ratio"] > 1 else "second is faster"
+
+
+# Output
+
+
+def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(lines)
+    table["verdict"] = [verdict(row) for row in lines]
+    if options.prices:
+        first, second = options.prices
+        table["speed_per_price_ratio"] = table["ratio"] * second / first
+    if options.format == "json":
+        rows = json.loads(table.to_json(orient="records"))
+        print(json.dumps({"first": a, "second": b, "comparisons": rows}, indent=2))
+        return
+    if not table["differs"].any():
+        table = table.drop(columns="differs")
+    if options.format == "csv":
+        print(table.to_csv(index=False), end="")
+        return
+    table = table.map(to_text)
+    print(f"first: {a}\nsecond: {b}\nratio: speed of the first over the second's\n")
+    print(markdown(table) if options.format == "markdown" else table.to_string(index=False))
+
+
+def to_text(cell) -> str:
+    """Three digits of a number; nothing for an unknown one."""
+    if not isinstance(cell, float):
+        return str(cell)
+    if math.isnan(cell):
+        return ""
+    return f"{cell:,.0f}" if cell >= 100 else f"{cell:#.3g}"
+
+
+def markdown(table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def list_machines(numbers: list[dict], machines: list[str]) -> None:
+    for machine in machines:
+        mine = [number for number in numbers if number["machine"] == machine]
+        older = " (2023)" if all(n["facts"]["protocol"] == "2023" for n in mine) else ""
+        experiments = len({number["experiment"] for number in mine})
+        print(f"{machine}: {len(mine)} numbers of {experiments} experiments{older}")
+
+
+def main() -> None:
+    options = parse_arguments()
+    with utils.one_line_errors([], options.results_dir):
+        from utils_tables import load_results
+
+        results = load_results(options.results_dir)
+        for problem in results.problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        numbers = measured(results)
+        machines = sorted({number["machine"] for number in numbers})
+        if not machines:
+            raise utils.UserError(f"--results_dir={options.results_dir}: no results there")
+        if options.list:
+            list_machines(numbers, machines)
+            return
+        a, b = (find_machine(name, machines) for name in options.machines)
+        if a == b:
+            raise utils.UsageError(f"both machines are {a}")
+        compared, refused = pair_up(numbers, a, b, options.loose)
+        for line in refused:
+            print(f"not compared: {line} (--loose compares it)", file=sys.stderr)
+        if not compared:
+            raise utils.UserError(f"{a} and {b} measured nothing in common that can be compared")
+        show(summarize(compared), a, b, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#   "llama-cpp-python", "gguf", "huggingface_hub", "filelock", "pandas", "psutil", "py-cpuinfo",
+#   "scipy", "tqdm",
+# ]
+# ///
+"""How fast does this machine generate text with Llama 2 7B (chat, Q4_0) in llama.cpp?
+
+Twenty questions are answered five times each, after llama-bench's two standard figures: `pp512`
+(a prompt of 512 tokens) and `tg128` (128 tokens generated from an empty cache), five times each.
+Inside the clock: evaluation of the prompt, generation, sampling. Outside: loading, a warm-up
+generation, tokenizing. Before every answer the KV cache is emptied, so that no prompt is skipped.
+tokens_per_second: generated tokens over the time of generation, without the prompt's.
+Model: --path_to_gguf_model, any GGUF; the default one is downloaded where it is missing, else a
+synthetic twin with random weights and the same tensors takes its place, and is as fast.
+
+    python llama2_test.py --num_questions=1 --num_times_per_question=1
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import synthetic_gguf
+import utils
+import utils_llama
+import utils_machine
+from utils_llama_report import (
+    COLUMNS,
+    announce,
+    failed_row,
+    now,
+    report,
+    results_path,
+    run_and_collect,
+    summarize,
+)
+from utils_results import UnreadableResults, read_rows
+
+DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
+HUB_REPOSITORY = "TheBloke/Llama-2-7B-Chat-GGUF"
+QUESTIONS = [
+    "How does a refrigerator keep food cold? Explain it step by step.",
+    "How does a bicycle stay upright while it is moving? Reason step by step.",
+    "How does a microwave oven heat a cup of soup? Explain it step by step.",
+    "How does soap remove grease from a dirty plate? Think it through step by step.",
+    "How does a key open the lock of a front door? Explain it step by step.",
+    "How does yeast make the dough of a bread rise? Reason step by step.",
+    "How does a toilet flush and then fill up again? Explain it step by step.",
+    "How does a sailing boat travel against the wind? Think it through step by step.",
+    "How does a pair of glasses correct blurry sight? Explain it step by step.",
+    "How does a vaccine prepare the body for a disease? Reason step by step.",
+    "How does a rainbow appear after a summer shower? Explain it step by step.",
+    "How does a letter find its way to another country? Think it through step by step.",
+    "How does a touch screen notice where a finger is? Explain it step by step.",
+    "How does an aeroplane stay up in the air? Reason step by step.",
+    "How does a pressure cooker shorten cooking time? Explain it step by step.",
+    "How does a bank card pay for goods in a shop? Think it through step by step.",
+    "How does a tree carry water up to its leaves? Explain it step by step.",
+    "How does a thermos flask keep tea hot for hours? Reason step by step.",
+    "How does a lift know which floor to visit next? Explain it step by step.",
+    "How does a battery store energy for a torch? Think it through step by step.",
+]
+
+
+# Command line
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--path_to_gguf_model", type=Path, default=Path(DEFAULT_MODEL), help="default: %(default)s")
+    add("--num_questions", type=num_questions, default="all", help="all, or 1 to 20")
+    add("--num_times_per_question", type=utils.whole_number, default=5, help="default: %(default)s")
+    add("--max_tokens", type=utils.whole_number, default=500, help="default: %(default)s")
+    add("--bench_repetitions", type=int, default=5, help="of pp512 and tg128; default: 5")
+    add("--stream_output", action="store_true", help="print answers while they are generated")
+    add("--n_ctx", type=utils.whole_number, default=1024, help="context; default: %(default)s")
+    add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
+    add("--n_threads", type=utils.whole_number, help="default: the (performance) cores")
+    add("--flash_attn", action="store_true", help="flash attention")
+    add("--seed", type=utils.whole_number, default=42, help="of every answer; default: %(default)s")
+    add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
+    add("--data", choices=["auto", "real", "synthetic"], default="auto",
+        help="auto: a synthetic twin when the default model cannot be reached")  # fmt: skip
+    add("--data_dir", type=Path, default=Path("data"), help="default: %(default)s")
+    add("--synthetic_model", choices=list(synthetic_gguf.ARCHITECTURES), default="llama-2-7b",
+        help="which model's twin; default: %(default)s")  # fmt: skip
+    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--machine_name", type=utils.machine_name, help="file the results under this name")
+    add("--verbose", action="store_true", help="show llama.cpp's own log")
+    return parser.parse_args()
+
+
+def num_questions(text: str) -> int:
+    if text == "all":
+        return len(QUESTIONS)
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= len(QUESTIONS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not all, or a number from 1 to 20")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
+# Model
+
+
+def find_model(options) -> Path:
+    """The file to measure: the given one, the downloaded default one, or the synthetic twin.
+
+    Raises:
+        UserError: there is none, or it is no GGUF.
+    """
+    utils_llama.require_installed("llama_cpp", "llama-cpp-python")
+    path = options.path_to_gguf_model
+    given = path != Path(DEFAULT_MODEL)
+    if given and options.data == "synthetic":
+        raise utils.UsageError("--path_to_gguf_model: --data=synthetic measures a twin instead")
+    if given and not path.is_file():
+        raise utils.UsageError(f"--path_to_gguf_model={path}: there is no such file")
+    if not path.is_file() or options.data == "synthetic":
+        path = download_or_twin(options)
+    utils_llama.require_gguf(path)
+    return path
+
+
+def download_or_twin(options) -> Path:
+    """The default model in the data directory, or its twin where `--data` allows it."""
+    path = None
+
+    def fetch():
+        import utils_hub
+
+        nonlocal path
+        folder = utils_hub.fetch(HUB_REPOSITORY, "model", [DEFAULT_MODEL], options.data_dir)
+        path = folder / DEFAULT_MODEL
+
+    if utils.choose_data(options.data, fetch) == "real":
+        return path
+    utils_llama.require_installed("gguf", "gguf")
+    return synthetic_gguf.ensure_twin(
+        synthetic_gguf.ARCHITECTURES[options.synthetic_model],
+        utils_llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
+        options.data_dir / "synthetic",
+    )
+
+
+# Measuring
+
+
+def plan(options) -> list[tuple[str, int]]:
+    """(question, iteration) of every row, in the order of measuring."""
+    figures = [
+        (figure, iteration + 1)
+        for figure in ("pp512", "tg128")
+        for iteration in range(options.bench_repetitions)
+    ]
+    return figures + [
+        (question, iteration + 1)
+        for question in QUESTIONS[: options.num_questions]
+        for iteration in range(options.num_times_per_question)
+    ]
+
+
+def measure_all(sender, options) -> None:
+    """Load the model and measure the whole plan; a row is saved as soon as it is there."""
+    llm, log = utils_llama.load(options)
+    facts = utils_llama.shared_columns(llm, log, options)
+    facts["project_version"] = utils.PROJECT_VERSION
+    prompts = {q: utils_llama.prompt_tokens(llm, q) for q in QUESTIONS[: options.num_questions]}
+    utils_llama.require_context(list(prompts.values()), options)
+    path = results_path(options.results_dir, facts)
+    try:
+        read_rows(path)  # before the first minute is spent
+    except UnreadableResults as error:
+        raise utils.UserError(str(error)) from None
+    announce(facts, options)
+    sender.send(facts)
+    warm_up(llm, prompts[QUESTIONS[0]], options)
+    for question, iteration in tqdm(plan(options), desc="llama", unit=" rows", disable=None):
+        row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
+        try:
+            row |= {"status": "ok", **measure(llm, question, prompts.get(question), options)}
+        except RuntimeError as error:
+            row |= {"status": "error", "error": str(error)}
+        utils.save(path, row, COLUMNS)
+        sender.send(row)
+        report(row)
+
+
+def warm_up(llm, tokens: list[int], options) -> None:
+    """Keep out of the rows what the first call of anything costs."""
+    shorter = argparse.Namespace(**{**vars(options), "max_tokens": min(16, options.max_tokens)})
+    generate(llm, tokens, shorter)
+    if options.bench_repetitions:
+        utils_llama.bench_prompt(llm)
+
+
+def measure(llm, question: str, tokens: list[int] | None, options) -> dict:
+    """The measured columns of one answer, or of one of llama-bench's figures."""
+    if question == "pp512":
+        return utils_llama.bench_prompt(llm)
+    if question == "tg128":
+        return utils_llama.bench_generation(llm)
+    if not options.stream_output:
+        return generate(llm, tokens, options)
+    print(f"\n{question}", flush=True)
+    measured = generate(llm, tokens, options, show=print_piece)
+    print(flush=True)
+    return measured
+
+
+def generate(llm, tokens: list[int], options, show=None) -> dict:
+    return utils_llama.generate(
+        llm, tokens, options.max_tokens, options.seed, options.temperature, show
+    )
+
+
+def print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def main() -> None:
+    options = parse_arguments()
+    facts, rows = {}, []
+    with utils.one_line_errors(rows, options.results_dir), utils.only_benchmark() as alone:
+        utils.require_writable(options.results_dir)
+        options.model_path = find_model(options)
+        options.n_threads = options.n_threads or utils_llama.default_threads()
+        options.other_benchmark_running = not alone
+        options.other_load_percent, options.busiest = utils_machine.other_load()
+        outcome = run_and_collect(measure_all, options, facts, rows)
+        if outcome["status"] != "ok":
+            rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
+            utils.save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
+            report(rows[-1])
+        summarize(rows, results_path(options.results_dir, facts))
+    sys.exit(any(row["status"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+"""The LLM script as a user runs it, with a tiny model in the true file format."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+import llama2_test as script
+import synthetic_gguf
+import utils
+import utils_llama
+import utils_llama_report
+
+ROOT = Path(__file__).parent.parent
+TINY = synthetic_gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
+QUICK = ("--num_questions=1", "--num_times_per_question=2", "--max_tokens=8", "--n_threads=1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    text = utils_llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
+    return synthetic_gguf.ensure_twin(TINY, text, folder)
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    options = Namespace(model_path=model, verbose=False, n_ctx=1024, n_gpu_layers=-1, n_threads=1,
+                        flash_attn=False)  # fmt: skip
+    return utils_llama.load(options)[0]
+
+
+def command(tmp_path, *flags):
+    results = f"--results_dir={tmp_path / 'results'}"
+    return [sys.executable, str(ROOT / "llama2_test.py"), results, *map(str, flags)]
+
+
+def run(tmp_path, *flags):
+    return subprocess.run(command(tmp_path, *flags), capture_output=True, text=True, cwd=tmp_path)
+
+
+def rows(tmp_path):
+    (path,) = (tmp_path / "results").rglob("*_results.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def one_line(done):
+    """The error message of a run, which must be all that stderr holds but for the usage."""
+    *usage, message = done.stderr.splitlines()
+    assert all(line.startswith(("usage:", " ")) for line in usage), done.stderr
+    return message
+
+
+def test_rows_of_a_run(model, tmp_path):
+    done = run(tmp_path, f"--path_to_gguf_model={model}", *QUICK, "--bench_repetitions=2")
+    assert done.returncode == 0, done.stderr
+    assert "llama_" not in done.stderr  # llama.cpp's own log
+    saved = rows(tmp_path)
+    assert list(saved[0]) == utils_llama_report.COLUMNS
+    assert [(row["question"], row["question_iter"]) for row in saved] == [
+        ("pp512", "1"), ("pp512", "2"), ("tg128", "1"), ("tg128", "2"),
+        (script.QUESTIONS[0], "1"), (script.QUESTIONS[0], "2"),
+    ]  # fmt: skip
+    assert {row["status"] for row in saved} == {"ok"}
+    assert {(row["data"], row["model"], row["quantization"]) for row in saved} == {
+        ("synthetic", "tiny.Q4_0", "Q4_0")
+    }
+    prompt, _, generation, _, first, second = saved
+    assert (prompt["prompt_token_len"], prompt["tokens_per_second"]) == ("512", "")
+    assert (generation["answer_token_len"], generation["prompt_tokens_per_second"]) == ("128", "")
+    # The same seed, so the same answer; and a prompt asked before is evaluated again.
+    assert first["answer"] == second["answer"] and len(first["answer"]) > 8
+    assert first["answer_token_len"] == second["answer_token_len"] == "8"
+    assert first["prompt_token_len"] == second["prompt_token_len"]
+    for row in (first, second):
+        total, until_first = float(row["total_time"]), float(row["time_to_first_token"])
+        assert 0 < until_first < total
+        characters = int(row["answer_char_len"])
+        assert float(row["chars_per_second"]) == pytest.approx(characters / total, rel=0.001)
+        # Counters and wall clock agree on the time of the prompt and of the other 7 tokens.
+        counted = int(row["prompt_token_len"]) / float(row["prompt_tokens_per_second"])
+        counted += 7 / float(row["tokens_per_second"])
+        outside = 100 * (1 - counted / total)
+        assert float(row["outside_model_percent"]) == pytest.approx(outside, abs=0.1)
+        assert 0 <= outside < 100
+
+
+def test_a_rerun_adds_rows_and_a_torn_file_is_named(model, tmp_path):
+    flags = (f"--path_to_gguf_model={model}", *QUICK, "--bench_repetitions=0")
+    name = "--machine_name=M"
+    assert [run(tmp_path, *flags, name).returncode for _ in range(2)] == [0, 0]
+    assert len(rows(tmp_path)) == 4
+    path = tmp_path / "results/results_llama2/M_tiny.Q4_0_results.csv"
+    path.write_text(path.read_text()[:-20])
+    done = run(tmp_path, *flags, name)
+    assert done.returncode == 1 and str(path) in one_line(done)
+
+
+def test_name_of_the_results_has_no_slash_whatever_path_was_given(model, tmp_path):
+    odd = tmp_path / "a dir/with 100% odd+name.gguf"
+    odd.parent.mkdir()
+    odd.symlink_to(model)
+    given = f"./a dir/../{odd.relative_to(tmp_path)}"
+    done = run(tmp_path, f"--path_to_gguf_model={given}", *QUICK, "--bench_repetitions=0",
+               "--machine_name=M")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "results/results_llama2").glob("*.csv")] == [
+        "M_with_100_odd_name_results.csv"
+    ]
+
+
+def test_stream_output_prints_the_answer(model, tmp_path):
+    done = run(tmp_path, f"--path_to_gguf_model={model}", *QUICK, "--bench_repetitions=0",
+               "--stream_output")  # fmt: skip
+    # Bytes that are no text alone are left out while streaming.
+    answer = rows(tmp_path)[0]["answer"].replace("\ufffd", "")
+    assert answer in done.stdout
+
+
+# What a generation is
+
+
+def test_counters_cover_every_token_and_nothing_is_reused(llm):
+    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    for _ in range(2):
+        row = utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+        assert (row["prompt_token_len"], row["answer_token_len"]) == (len(tokens), 5)
+
+
+def test_a_reused_prompt_is_an_error(llm, monkeypatch):
+    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+    monkeypatch.setattr(llm, "reset", lambda: None)
+    monkeypatch.setattr("llama_cpp.llama_memory_clear", lambda *_: None)
+    with pytest.raises(RuntimeError, match="evaluated"):
+        utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+
+
+def test_only_a_real_model_stops_at_the_end_of_the_sequence(llm, monkeypatch):
+    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    calls = itertools.count(1)
+    monkeypatch.setattr("llama_cpp.llama_vocab_is_eog", lambda *_: next(calls) == 4)
+    row = utils_llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    assert row["answer_token_len"] == 8
+    monkeypatch.setattr(llm, "metadata", {})
+    row = utils_llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    assert row["answer_token_len"] == 3
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_shortest_answers(llm, max_tokens):
+    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    row = utils_llama.generate(llm, tokens, max_tokens, seed=1, temperature=0)
+    assert row["answer_token_len"] == max_tokens
+    assert (row["tokens_per_second"] is None) == (max_tokens == 1)
+
+
+def test_seed_decides_the_answer(llm):
+    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    answers = [
+        utils_llama.generate(llm, tokens, 16, seed, temperature=0.8)["answer"] for seed in (1, 2, 1)
+    ]
+    assert answers[0] == answers[2] != answers[1]
+
+
+def test_questions_are_as_dense_as_with_the_real_vocabulary(llm):
+    # Llama 2 needs somewhat more than a token per word of plain English.
+    for question in script.QUESTIONS:
+        tokens = utils_llama.prompt_tokens(llm, question)
+        assert 1 <= (len(tokens) - 8) / len(question.split()) <= 1.5, question
+
+
+def test_prompt_follows_the_models_own_chat_template(llm, monkeypatch):
+    template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+    monkeypatch.setitem(llm.metadata, "tokenizer.chat_template", template)
+    tokens = utils_llama.prompt_tokens(llm, "How does a key open the lock?")
+    assert tokens.count(llm.token_bos()) == 1
+    assert llm.detokenize(tokens).decode().strip() == "<user> How does a key open the lock?"
+
+
+# Where the layers are
+
+CPU_LOG = "load_tensors:   CPU_Mapped model buffer size =  3647.87 MiB\n"
+METAL_LOG = """\
+llama_prepare_model_devices: using device MTL0 (Apple M3 Pro) (unknown id) - 12287 MiB free
+load_tensors: offloading output layer to GPU
+load_tensors: offloading 31 repeating layers to GPU
+load_tensors: offloaded 33/33 layers to GPU
+"""
+CUDA_LOG = """\
+ggml_cuda_init: found 1 CUDA devices (Total VRAM: 24217 MiB):
+  Device 0: NVIDIA TITAN RTX, compute capability 7.5, VMM: yes, VRAM: 24217 MiB
+llama_prepare_model_devices: using device CUDA0 (NVIDIA TITAN RTX) (0000:01:00.0) - 23900 MiB free
+load_tensors: offloaded {}/33 layers to GPU
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (CPU_LOG, (0, None, "cpu", None, None)),
+        (METAL_LOG, (33, 33, "metal", "Apple M3 Pro", None)),
+        (CUDA_LOG.format(33), (33, 33, "cuda", "NVIDIA TITAN RTX", 24217 * 2**20)),
+        (CUDA_LOG.format(10), (10, 33, "cuda", "NVIDIA TITAN RTX", 24217 * 2**20)),
+        # A GPU that is there and gets no layer is not where the model runs.
+        (CUDA_LOG.format(0), (0, 33, "cpu", None, None)),
+    ],
+)
+def test_offload_is_what_llama_cpp_reports(log, expected):
+    assert utils_llama.parse_offload(log) == expected
+
+
+@pytest.mark.parametrize(
+    ("log", "machine", "device"),
+    [
+        (METAL_LOG, "Apple_M3_Pro_18GB_14_GPU_Cores", "metal (Apple M3 Pro)"),
+        (CPU_LOG, "Apple_M3_Pro_18GB_11_CPU_Cores", "cpu"),
+        (CUDA_LOG.format(33), "NVIDIA_TITAN_RTX_24GB", "cuda (NVIDIA TITAN RTX)"),
+    ],
+)
+def test_machine_is_the_device_really_used(log, machine, device, monkeypatch):
+    facts = {
+        "chip": "Apple M3 Pro",
+        "cpu_cores": 11,
+        "gpu_cores": 14,
+        "memory_gb": 18 * 2**30 / 1e9,
+    }
+    monkeypatch.setattr("utils_machine.machine_facts", lambda: facts)
+    monkeypatch.setattr("utils_machine.platform.system", lambda: "Darwin")
+    columns = utils_llama.machine_columns(utils_llama.parse_offload(log))
+    assert (columns["machine"], columns["device"]) == (machine, device)
+
+
+# What a user can get wrong
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--num_questions=0", "--num_questions=21", "--num_questions=x", "--max_tokens=0",
+     "--num_times_per_question=0", "--temperature=-1", "--n_gpu_layers=x",
+     "--path_to_gguf_model=/nowhere/model.gguf", "--synthetic_model=gpt"],
+)  # fmt: skip
+def test_bad_usage_is_one_line(flag, tmp_path):
+    done = run(tmp_path, flag)
+    assert done.returncode == 2
+    assert flag.split("=")[0] in one_line(done)
+
+
+def damaged(model, how):
+    """The bytes of a model file with something wrong."""
+    data = model.read_bytes()
+    if how == "no GGUF":
+        return b"\x89PNG" + data[4:]
+    if how == "truncated":
+        return data[: len(data) * 3 // 4]
+    key = data.index(b"general.architecture")
+    start = data.index(b"llama", key)
+    return data[:start] + b"xlama" + data[start + 5 :]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("no GGUF", "is not a GGUF file"),
+        ("truncated", "corrupted or incomplete"),
+        ("unknown architecture", "unknown model architecture: 'xlama'"),
+    ],
+)
+def test_bad_model_is_one_line(how, reason, model, tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(damaged(model, how))
+    done = run(tmp_path, f"--path_to_gguf_model={bad}")
+    assert done.returncode == 1
+    message = one_line(done)
+    assert str(bad) in message and reason in message
+
+
+def test_verbose_shows_llama_cpps_log(model, tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(damaged(model, "truncated"))
+    done = run(tmp_path, f"--path_to_gguf_model={bad}", "--verbose")
+    assert "llama_model_load: error loading model" in done.stderr
+
+
+def test_too_small_context_is_bad_usage(model, tmp_path):
+    done = run(tmp_path, f"--path_to_gguf_model={model}", "--n_ctx=520")
+    assert done.returncode == 2 and "--n_ctx=520" in one_line(done)
+
+
+def test_too_little_memory(model):
+    with pytest.raises(utils.UserError, match="too little memory"):
+        utils_llama.require_memory(model, available=10**6)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 409600\n"
+            "llama_init_from_model: failed to initialize the context: failed to allocate buffer\n",
+            "failed to allocate buffer of size 409600",
+        ),
+        (
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 3647.87 MiB on device 0: "
+            "cudaMalloc failed: out of memory\n"
+            "llama_model_load: error loading model: unable to allocate CUDA0 buffer\n",
+            "unable to allocate CUDA0 buffer",
+        ),
+        ("llama_context: n_ctx = 1024\n", None),
+    ],
+)
+def test_reason_is_llama_cpps_own(log, reason):
+    assert utils_llama.reason_of_failure(log) == reason
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr(utils_llama.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(utils.UserError, match="pip install llama-cpp-python"):
+        script.find_model(None)
+
+
+# The default model
+
+
+def test_default_model_is_downloaded_once(model, hub, tmp_path):
+    repository = {script.DEFAULT_MODEL: model.read_bytes(), "other.gguf": b"large"}
+    hub.add("model", script.HUB_REPOSITORY, repository)
+    flags = ("--data=real", *QUICK, "--bench_repetitions=0", "--machine_name=M")
+    assert run(tmp_path, *flags).returncode == 0
+    hub.requests.clear()
+    done = run(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert hub.requests == []
+    names = [path.name for path in (tmp_path / "data").rglob("*.gguf")]
+    assert names == [script.DEFAULT_MODEL]
+    assert len(rows(tmp_path)) == 4
+
+
+def test_no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = run(tmp_path, "--data=real")
+    assert done.returncode == 1 and "--data=real" in one_line(done)
+
+
+def test_auto_falls_back_to_the_twin(hub, tmp_path, monkeypatch):
+    hub.fault = "500"
+    monkeypatch.setattr(script.synthetic_gguf, "ARCHITECTURES", {"llama-2-7b": TINY})
+    options = Namespace(path_to_gguf_model=Path(script.DEFAULT_MODEL), data="auto",
+                        data_dir=tmp_path, synthetic_model="llama-2-7b")  # fmt: skip
+    assert script.find_model(options) == tmp_path / "synthetic/tiny.Q4_0.gguf"
+
+
+# What cannot be helped
+
+
+def start_and_wait_for_a_row(model, tmp_path):
+    """A run of many long answers, and the process that computes them, after its first row."""
+    flags = (f"--path_to_gguf_model={model}", "--bench_repetitions=0", "--num_questions=1",
+             "--num_times_per_question=500", "--n_threads=1")  # fmt: skip
+    process = subprocess.Popen(
+        command(tmp_path, *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "(1)" in line:
+            break
+    return process
+
+
+def test_ctrl_c_keeps_the_rows(model, tmp_path):
+    process = start_and_wait_for_a_row(model, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors and "rows of this run are saved under" in errors
+    assert {row["status"] for row in rows(tmp_path)} == {"ok"}
+
+
+def test_crash_of_llama_cpp_costs_one_row(model, tmp_path):
+    import psutil
+
+    process = start_and_wait_for_a_row(model, tmp_path)
+    children = psutil.Process(process.pid).children()
+    (child,) = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+    child.send_signal(signal.SIGSEGV)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    *good, last = rows(tmp_path)
+    assert {row["status"] for row in good} == {"ok"}
+    assert (last["status"], last["error"]) == ("killed", "ended by SIGSEGV")
+    assert int(last["question_iter"]) == len(good) + 1
+
+
+# The summary
+
+
+def test_mean_and_interval():
+    mean, half_width = utils_llama_report.mean_and_interval([1.0, 2.0, 3.0])
+    assert (mean, half_width) == (2.0, pytest.approx(2.4841, abs=1e-4))
+    assert utils_llama_report.mean_and_interval([4.0]) == (4.0, None)

@@ -1,0 +1,266 @@
+"""Reading results back: ours and every older format, and which row is the best evidence."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import result_files as files
+
+import utils_experiments
+from utils_results import COLUMNS, append_row
+from utils_tables import (
+    best_evidence,
+    load_results,
+    mean_ci95,
+    relative_speeds,
+    share_of_peak,
+    token_rates,
+)
+
+ROOT = Path(__file__).parent.parent
+MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
+CIFAR100 = "pytorch_cv_resnet50_cifar100"
+
+
+def cifar100_path(results_dir, machine=MACHINE):
+    return files.training_path(results_dir, *files.TRAINING[0][:1], machine, files.TRAINING[0][1])
+
+
+def write_rows(results_dir, *rows):
+    for row in rows:
+        append_row(cifar100_path(results_dir, row["machine"]), row, COLUMNS)
+
+
+def row(seconds=100.0, size=32, machine=MACHINE, **changed):
+    return files.training_row(machine, size, seconds, 50_000, **changed)
+
+
+def best(results_dir):
+    return best_evidence(load_results(results_dir).training)
+
+
+def test_no_results_at_all(tmp_path):
+    results = load_results(tmp_path)
+    assert results.training.empty and results.generations.empty and results.geekbench.empty
+    assert best_evidence(results.training).empty and token_rates(results.generations).empty
+    assert relative_speeds(results).empty and share_of_peak(results).empty
+    assert results.problems == []
+
+
+def test_our_rows_come_back_with_their_types(tmp_path):
+    write_rows(tmp_path, row(123.5), files.failed_row(MACHINE, 64))
+    results = load_results(tmp_path)
+    good, failed = results.training.to_dict("records")
+    assert good["batch_size"] == 32 and good["avg_time_per_epoch"] == 123.5
+    assert good["extrapolated"] is False and good["experiment"] == CIFAR100
+    assert (good["protocol"], good["machine"]) == ("ours", MACHINE)
+    assert good["label"] == "Apple M3 Pro 18GB 14 GPU Cores"
+    assert failed["status"] == "out_of_memory" and math.isnan(failed["avg_time_per_epoch"])
+    assert results.problems == []
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({}, {"extrapolated": True, "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({}, {"data": "synthetic", "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({"data": "synthetic"}, {"extrapolated": True}),
+        ({}, {"project_version": "0.0.1", "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({"started_at": "2026-12-01T00:00:00+00:00"}, {}),
+        ({}, {"status": "error", "error": "x", "started_at": "2027-01-01T00:00:00+00:00"}),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_best_evidence_is_chosen_whatever_the_order(tmp_path, better, worse, turned):
+    rows = [row(1.0, **better), row(2.0, **worse)]
+    write_rows(tmp_path, *(rows[::-1] if turned else rows))
+    assert best(tmp_path)["avg_time_per_epoch"].tolist() == [1.0]
+
+
+def test_a_failed_row_stands_only_where_there_is_no_good_one(tmp_path):
+    write_rows(tmp_path, row(), files.failed_row(MACHINE, 32), files.failed_row(MACHINE, 64))
+    assert best(tmp_path)["status"].tolist() == ["ok", "out_of_memory"]
+
+
+def test_other_configurations_are_kept_apart_and_named(tmp_path):
+    write_rows(
+        tmp_path,
+        row(),
+        row(precision="bf16", compile=True),
+        row(channels_last=True),
+    )
+    assert set(best(tmp_path)["configuration"]) == {"", "bf16 compiled", "channels_last"}
+
+
+def test_flags_of_the_model_are_a_configuration(tmp_path):
+    path = files.training_path(tmp_path, "tensorflow_nlp", MACHINE, files.TRAINING[5][1])
+    flags = utils_experiments.BY_CHART["tensorflow_nlp_imdb"].model_flags
+    append_row(path, row() | flags, COLUMNS)
+    append_row(path, row() | flags | {"embed_dim": 64}, COLUMNS)
+    assert set(best(tmp_path)["configuration"]) == {"", "embed_dim=64"}
+
+
+def test_every_older_format_is_read_and_labelled(tmp_path):
+    files.write_older(tmp_path)
+    results = load_results(tmp_path)
+    assert results.problems == []
+    assert set(results.training["protocol"]) == {"2023"}
+    assert results.training["label"].str.endswith("(2023)").all()
+    assert set(results.training["experiment"]) == set(utils_experiments.BY_CHART)
+    assert "Tesla_V100-SXM2-16GB" in set(results.training["machine"])
+    missing = results.training.query("machine == 'NVIDIA_TITAN_RTX'")["experiment"]
+    assert not missing.str.contains("food101").any()
+
+
+def test_older_trainer_metrics_become_time_per_epoch(tmp_path):
+    files.write_older(tmp_path, {"Apple_M3": 1.0})
+    rows = load_results(tmp_path).training.query("experiment == 'pytorch_nlp_distilbert_imdb'")
+    first, *_, last = rows.to_dict("records")
+    assert first["avg_time_per_epoch"] == pytest.approx(2100)
+    assert first["epochs"] == 3 and first["status"] == "ok"
+    assert last["status"] == "failed" and math.isnan(last["avg_time_per_epoch"])
+
+
+def test_older_file_names(tmp_path):
+    for folder, name, machine in (
+        ("pytorch_cv", "Tesla V100-SXM2-16GB_CIFAR100_resnet50_32_pytorch", "Tesla_V100-SXM2-16GB"),
+        ("tensorflow_nlp", "Apple_M1_Pro_16GB_IMDB_SmallTransformer_200", "Apple_M1_Pro_16GB"),
+        ("pytorch_nlp", "A_IMDB_distilbert-base-uncased_512_pytorch", "A"),
+    ):
+        path = tmp_path / f"results_{folder}" / f"{name}_results.csv"
+        _, found = utils_experiments.of_file(path)
+        assert found == machine
+
+
+def test_a_file_saved_beside_an_unreadable_one_counts(tmp_path):
+    write_rows(tmp_path, row(7.0))
+    path = cifar100_path(tmp_path)
+    path.rename(path.with_stem(f"{path.stem}_1764000000000000000"))
+    assert best(tmp_path)["avg_time_per_epoch"].tolist() == [7.0]
+
+
+def test_a_torn_file_is_named_and_skipped(tmp_path):
+    write_rows(tmp_path, row(), row(machine="Other"))
+    torn = cifar100_path(tmp_path)
+    torn.write_text(torn.read_text()[:-20])
+    results = load_results(tmp_path)
+    assert results.training["machine"].tolist() == ["Other"]
+    (problem,) = results.problems
+    assert torn.name in problem and str(tmp_path) not in problem
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (",100,", ",fast,", "avg_time_per_epoch is 'fast', not a number"),
+        (",False,", ",maybe,", "is 'maybe', not True or False"),
+        ("\n32,", "\n,", "no batch size"),
+    ],
+)
+def test_a_row_with_a_wrong_cell_is_named_and_skipped(tmp_path, old, new, said):
+    write_rows(tmp_path, row(100.0))
+    path = cifar100_path(tmp_path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    write_rows(tmp_path, row(50.0, size=64))
+    results = load_results(tmp_path)
+    assert results.training["batch_size"].tolist() == [64]
+    assert said in results.problems[0] and "row 2" in results.problems[0]
+
+
+def test_files_of_something_else_are_named(tmp_path):
+    for name, text in (
+        ("notes.csv", "a,b\n1,2\n"),
+        ("M_cifar100_resnet50_32_results.csv", "a\n1\n"),
+    ):
+        path = tmp_path / "results_pytorch_cv" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    results = load_results(tmp_path)
+    assert results.training.empty and len(results.problems) == 2
+
+
+def test_rates_are_means_over_the_questions_with_their_interval(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    rates = token_rates(load_results(tmp_path).generations).set_index("test")
+    assert rates["rate"].to_dict() == pytest.approx(
+        {"generation": 12.15, "prompt": 151.5, "tg128": 12.15, "pp512": 151.5}
+    )
+    assert rates.loc["generation", "runs"] == 4 and rates.loc["tg128", "runs"] == 2
+
+
+def test_interval_of_a_mean():
+    # Student's t for 4 degrees of freedom is 2.776; the standard deviation of 1..5 is 1.581.
+    mean, half_width = mean_ci95([1, 2, 3, 4, 5])
+    assert mean == 3 and half_width == pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3)
+    assert math.isnan(mean_ci95([1.0])[1])
+
+
+def test_real_models_stand_before_synthetic_ones(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 2.0, data="synthetic")
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    rates = token_rates(load_results(tmp_path).generations)
+    assert set(rates["data"]) == {"real"} and rates["rate"].min() == pytest.approx(12.15)
+
+
+def test_of_a_repeated_generation_the_newest_counts(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 2.0)
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    rates = token_rates(load_results(tmp_path).generations).set_index("test")
+    assert rates.loc["generation", "rate"] == pytest.approx(12.15)
+    assert rates.loc["generation", "runs"] == 4
+
+
+def test_another_model_is_another_configuration(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    (path,) = (tmp_path / "results_llama2").glob("*.csv")
+    path.write_text(path.read_text().replace("llama-2-7b-chat.Q4_0", "mistral-7b"))
+    rates = token_rates(load_results(tmp_path).generations)
+    assert set(rates["configuration"]) == {"mistral-7b"}
+
+
+def test_relative_speeds_per_protocol(tmp_path):
+    files.write_machine(tmp_path, "A", 1.0, fits=64)
+    files.write_machine(tmp_path, "B", 2.0)
+    files.write_older(tmp_path, {"A": 5.0, "C": 10.0})
+    speeds = relative_speeds(load_results(tmp_path), reference="A")
+    of_b = speeds.query("protocol == 'ours' and machine == 'B'")
+    assert len(of_b) == 7
+    training = of_b[~of_b["experiment"].str.contains("llama")]["log_speed"]
+    assert training.tolist() == pytest.approx([math.log(2)] * 6, rel=1e-5)
+    of_c = speeds.query("protocol == '2023' and machine == 'C' and experiment == @CIFAR100")
+    assert of_c["log_speed"].tolist() == pytest.approx([math.log(2)])
+    assert set(speeds["reference"]) == {"A"}
+
+
+def test_a_reference_without_results_is_replaced(tmp_path):
+    files.write_machine(tmp_path, "B", 2.0)
+    assert set(relative_speeds(load_results(tmp_path), "A")["reference"]) == {"B"}
+
+
+def test_share_of_the_measured_peak(tmp_path):
+    write_rows(tmp_path, row(tflops_per_second=1.5), row(precision="bf16", tflops_per_second=9.0))
+    files.write_selfcheck(tmp_path, MACHINE, fp32=6.0)
+    (share,) = share_of_peak(load_results(tmp_path)).to_dict("records")
+    assert (share["precision"], share["mfu_percent"]) == ("fp32", 25)
+
+
+def test_a_damaged_report_of_selfcheck_is_named(tmp_path):
+    files.write_selfcheck(tmp_path, MACHINE, fp32=6.0)
+    (path,) = (tmp_path / "selfcheck").iterdir()
+    path.write_text(path.read_text()[:20])
+    results = load_results(tmp_path)
+    assert results.peaks == {} and path.name in results.problems[0]
+
+
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*_test_*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_list_of_experiments_agrees_with_the_scripts(script, tmp_path):
+    experiment = importlib.import_module(script).EXPERIMENT
+    path = experiment.results_path(tmp_path, MACHINE)
+    listed, machine = utils_experiments.of_file(path)
+    assert machine == MACHINE
+    assert (listed.backend, listed.task) == (experiment.backend, experiment.task)
+    assert listed.model_flags == experiment.model_flags
