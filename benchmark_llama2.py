@@ -5,8 +5,9 @@
 
 Loop: the script's timed generation against a bare loop over llama.cpp's C functions, with the same
 model, prompt, sampler and number of tokens. Shuffle: a model against its copy whose blocks of
-weights are shuffled within every matrix. Both interleaved. Without a model, one of normally
-distributed weights, quantized as real ones are, is written into a temporary directory.
+weights are shuffled within every matrix. Both interleaved. Without a model a small synthetic one is
+written into a temporary directory; the one to be shuffled gets normally distributed weights,
+quantized as real ones are.
 """
 
 import argparse
@@ -25,33 +26,36 @@ from utils_benchmark import interleaved_ratio
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
-TOKENS = 128
+TOKENS = 64
 SEED, TEMPERATURE = 42, 0.8
 
 
 def load(path: Path):
-    threads = utils_llama.default_threads()
+    # One thread: several wait for each other whenever another program runs, which is mere noise.
     options = argparse.Namespace(
-        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=threads, flash_attn=False,
-        verbose=False,
-    )  # fmt: skip
+        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=1, flash_attn=False, verbose=False
+    )
     return utils_llama.load(options)[0]
 
 
 @contextlib.contextmanager
 def small_model():
-    """A small GGUF whose matrices hold quantized normal weights."""
+    """A small synthetic GGUF."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{SMALL.name}.gguf"
         write_twin(path, SMALL, QUESTION)
-        random = np.random.default_rng(1)
-        shapes = {name: shape for name, shape, _ in tensors(SMALL)}
-        for tensor in gguf.GGUFReader(path, "r+").tensors:
-            if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
-                rows, columns = shapes[tensor.name]
-                weights = random.standard_normal((rows, columns), np.float32) / columns**0.5
-                tensor.data[:] = gguf.quantize(weights, tensor.tensor_type)
         yield path
+
+
+def fill_with_normal_weights(path: Path) -> None:
+    """Put normally distributed weights into its Q4_0 matrices, quantized as real ones are."""
+    random = np.random.default_rng(1)
+    shapes = {name: shape for name, shape, _ in tensors(SMALL)}
+    for tensor in gguf.GGUFReader(path, "r+").tensors:
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
+            rows, columns = shapes[tensor.name]
+            weights = random.standard_normal((rows, columns), np.float32) / columns**0.5
+            tensor.data[:] = gguf.quantize(weights, tensor.tensor_type)
 
 
 def shuffled_copy(path: Path, folder: Path) -> Path:
@@ -109,13 +113,14 @@ def shuffle_ratio(pairs: int = 10, path: Path | None = None) -> float:
     """Seconds of the shuffled copy divided by those of the model."""
     if path is None:
         with small_model() as path:
+            fill_with_normal_weights(path)
             return shuffle_ratio(pairs, path)
     with tempfile.TemporaryDirectory() as folder:
         original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
-        # The same tokens for both, whatever they would answer: the figure tg128.
+        # The same tokens for both, whatever they would answer: as in tg128.
         return interleaved_ratio(
-            lambda: utils_llama.bench_generation(original),
-            lambda: utils_llama.bench_generation(shuffled),
+            lambda: utils_llama.bench_generation(original, TOKENS),
+            lambda: utils_llama.bench_generation(shuffled, TOKENS),
             pairs,
         )
 

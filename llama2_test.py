@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "llama-cpp-python", "gguf", "huggingface_hub", "filelock", "pandas", "psutil", "py-cpuinfo",
-#   "scipy", "tqdm",
+#   "llama-cpp-python", "gguf", "huggingface_hub", "filelock", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine generate text with Llama 2 7B (chat, Q4_0) in llama.cpp?

@@ -207,8 +207,8 @@ def add_metadata(writer, model: Architecture, text: str) -> None:
 def vocabulary(size: int, text: str) -> tuple[list[str], list[float], list[int]]:
     """Tokens, scores and types of a SentencePiece vocabulary in which a word of `text` is a token.
 
-    The tokenizer joins two neighbours to a token that exists, the best score first. So a word
-    needs all of its beginnings as tokens, better scored than the made-up words that fill the rest.
+    The tokenizer joins neighbours, beginning with characters, to tokens that exist. So a word needs
+    all of its beginnings as tokens. Made-up words fill the rest.
     """
     from gguf import TokenType
 
@@ -227,6 +227,5 @@ def vocabulary(size: int, text: str) -> tuple[list[str], list[float], list[int]]
     new = (word for word in made_up if word not in known)
     rest = itertools.islice(new, max(0, size - len(special) - len(known)))
     words = [*known, *rest][: size - len(special)]
-    scores = [0.0] * len(special) + [0.0 if word in known else -1.0 for word in words]
     tokens = special + [word.replace(" ", SPACE) for word in words]
-    return tokens, scores, types + [TokenType.NORMAL] * len(words)
+    return tokens, [0.0] * len(tokens), types + [TokenType.NORMAL] * len(words)

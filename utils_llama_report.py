@@ -161,9 +161,7 @@ def report(row: dict) -> None:
 
 def summarize(rows: list[dict], path: Path) -> None:
     """The table at the end: means over the good rows, with their 95 % intervals."""
-    import pandas as pd
-
-    lines = []
+    print()
     for name, column, unit in (
         ("pp512", "prompt_tokens_per_second", "tokens/s"),
         ("tg128", "tokens_per_second", "tokens/s"),
@@ -175,10 +173,8 @@ def summarize(rows: list[dict], path: Path) -> None:
         values = [row[column] for row in rows if belongs(row, name) and row.get(column) is not None]
         if values:
             mean, half_width = mean_and_interval(values)
-            lines.append((name, mean, half_width, unit, len(values)))
-    if lines:
-        table = pd.DataFrame(lines, columns=["", "mean", "+/-", "unit", "rows"])
-        print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+            interval = "" if half_width is None else f" +/- {half_width:.3g}"
+            print(f"{name:<27}{mean:>9.4g}{interval} {unit} ({len(values)} rows)")
     for verdict in verdicts(rows):
         print(verdict)
     print(f"\nResults: {path}")

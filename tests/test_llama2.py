@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import utils_llama
 import utils_llama_report
 
 ROOT = Path(__file__).parent.parent
-TINY = synthetic_gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
+TINY = synthetic_gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 32000, 2048, 1e-6)
 QUICK = ("--num_questions=1", "--num_times_per_question=2", "--max_tokens=8", "--n_threads=1")
 
 
@@ -62,6 +63,8 @@ def test_rows_of_a_run(model, tmp_path):
     done = run(tmp_path, f"--path_to_gguf_model={model}", *QUICK, "--bench_repetitions=2")
     assert done.returncode == 0, done.stderr
     assert "llama_" not in done.stderr  # llama.cpp's own log
+    for figure in ("pp512", "tg128", "answers"):
+        assert re.search(rf"^{figure} .*\d \+/- \S+ tokens/s \(2 rows\)$", done.stdout, re.M)
     saved = rows(tmp_path)
     assert list(saved[0]) == utils_llama_report.COLUMNS
     assert [(row["question"], row["question_iter"]) for row in saved] == [
@@ -170,11 +173,12 @@ def test_seed_decides_the_answer(llm):
     assert answers[0] == answers[2] != answers[1]
 
 
-def test_questions_are_as_dense_as_with_the_real_vocabulary(llm):
-    # Llama 2 needs somewhat more than a token per word of plain English.
+def test_words_of_the_questions_are_tokens(llm):
     for question in script.QUESTIONS:
+        prompt = utils_llama.LLAMA2_PROMPT.format(question)
+        pieces = re.findall(r"[A-Za-z]+|[^A-Za-z\s]", prompt)
         tokens = utils_llama.prompt_tokens(llm, question)
-        assert 1 <= (len(tokens) - 8) / len(question.split()) <= 1.5, question
+        assert [llm.detokenize([token]).decode().strip() for token in tokens] == ["", *pieces]
 
 
 def test_prompt_follows_the_models_own_chat_template(llm, monkeypatch):
