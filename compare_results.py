@@ -73,7 +73,8 @@ def find_machine(name: str, machines: list[str]) -> str:
 
 def measured(results) -> list[dict]:
     """Every good number of every machine, with the `facts` that two must share to be compared."""
-    from utils_tables import MODEL_FLAGS, best_evidence, is_good, token_rates
+    from utils_evidence import best_evidence, is_good, token_rates
+    from utils_tables import MODEL_FLAGS
 
     numbers = []
     also_by = ("data", "framework_major", "project_version")

@@ -9,16 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from utils import PROJECT_VERSION
+from utils_evidence import best_evidence, is_good, relative_speeds, token_rates
 from utils_experiments import BY_CHART, LLM_CHART, LLM_TITLE, TRAINING
-from utils_tables import (
-    OLDER,
-    OURS,
-    Results,
-    best_evidence,
-    is_good,
-    relative_speeds,
-    token_rates,
-)
+from utils_tables import OLDER, OURS, Results
 
 # Twelve colours that stay apart for colour-blind readers (M. Krzywinski's palette,
 # https://mk.bcgsc.ca/colorblind/), neighbours in this order unlike each other.
@@ -114,17 +107,19 @@ def draw_times(axes, rows: pd.DataFrame, colours: dict[str, tuple]) -> None:
     """Groups of bars, one group per batch size; a failed one is a gap that says why."""
     sizes = sorted(rows["batch_size"].unique())
     width = 0.86 / rows["batch_size"].value_counts().max()
-    small = len(rows) > 24
-    order = list(colours)
-    for position, size in enumerate(sizes):
-        group = rows[rows["batch_size"] == size]
-        group = group.sort_values("series", key=lambda names: names.map(order.index))
-        for number, (_, row) in enumerate(group.iterrows()):
-            x = position + (number - (len(group) - 1) / 2) * width
-            if is_good(row.to_frame().T).item():
-                draw_bar(axes, x, width, row, colours[row["series"]], small, len(rows))
-            else:
+    crowded = len(rows) > 24
+    numbers = {"fontsize": 6.5, "rotation": 90} if crowded else {"fontsize": 9}
+    for place, size in enumerate(sizes):
+        # The rows are sorted as the legend is.
+        group = rows[rows["batch_size"] == size].assign(good=is_good).to_dict("records")
+        for number, row in enumerate(group):
+            x = place + (number - (len(group) - 1) / 2) * width
+            if not row["good"]:
                 draw_gap(axes, x, row, colours[row["series"]])
+                continue
+            drawn = draw_bar(axes, x, 0.94 * width, row, colours[row["series"]])
+            if len(rows) <= LABELLED_BARS:
+                axes.bar_label(drawn, fmt=three_digits, padding=2, **numbers)
     axes.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
     axes.set_xlim(-0.6, len(sizes) - 0.4)
     axes.set_xlabel("batch size")
@@ -132,20 +127,16 @@ def draw_times(axes, rows: pd.DataFrame, colours: dict[str, tuple]) -> None:
     axes.set_axisbelow(True)
 
 
-def draw_bar(axes, x: float, width: float, row, colour, small: bool, bars: int) -> None:
+def draw_bar(axes, x: float, width: float, row: dict, colour: tuple):
     error = row["avg_time_per_epoch_ci95"]
-    drawn = axes.bar(
-        x, row["avg_time_per_epoch"], 0.94 * width, color=[colour], hatch=hatch(row),
+    return axes.bar(
+        x, row["avg_time_per_epoch"], width, color=[colour], hatch=hatch(row),
         yerr=error if error > 0 else None, error_kw={"elinewidth": 1, "capsize": 2},
         edgecolor="black", linewidth=0.5,
     )  # fmt: skip
-    if bars <= LABELLED_BARS:
-        axes.bar_label(
-            drawn, fmt=three_digits, padding=2, fontsize=6.5 if small else 9, rotation=90 * small
-        )
 
 
-def draw_gap(axes, x: float, row, colour) -> None:
+def draw_gap(axes, x: float, row: dict, colour: tuple) -> None:
     reason = (row["status"] or "failed").replace("_", " ")
     where = axes.get_xaxis_transform()
     axes.plot(x, 0, "s", color=colour, markeredgecolor="black", transform=where, clip_on=False)

@@ -199,7 +199,7 @@ def test_overview_is_relative_to_the_chosen_machine(tmp_path):
     names = [label.get_text() for label in ours.get_yticklabels()]
     assert names == ["B: 1.00 (7 experiments)", "A: 0.50 (7 experiments)"]
     assert ours.get_xlabel() == "speed, B = 1 (log scale)"
-    assert "2023" in older.get_title() and older.get_xlabel().startswith("speed, C = 1")
+    assert "2023" in older.get_title() and older.get_xlabel().startswith("speed, D = 1")
 
 
 def test_geekbench_scores(tmp_path):

@@ -8,15 +8,10 @@ import pytest
 import result_files as files
 
 import utils_experiments
+from utils import UserError
+from utils_evidence import best_evidence, relative_speeds, share_of_peak, token_rates
 from utils_results import COLUMNS, append_row
-from utils_tables import (
-    best_evidence,
-    load_results,
-    mean_ci95,
-    relative_speeds,
-    share_of_peak,
-    token_rates,
-)
+from utils_tables import load_results
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
@@ -187,13 +182,15 @@ def test_rates_are_means_over_the_questions_with_their_interval(tmp_path):
         {"generation": 12.15, "prompt": 151.5, "tg128": 12.15, "pp512": 151.5}
     )
     assert rates.loc["generation", "runs"] == 4 and rates.loc["tg128", "runs"] == 2
+    # 12.1 and 12.2: Student's t for 1 degree of freedom is 12.706, the standard error 0.05.
+    assert rates.loc["tg128", "rate_ci95"] == pytest.approx(12.706 * 0.05, rel=1e-3)
 
 
-def test_interval_of_a_mean():
-    # Student's t for 4 degrees of freedom is 2.776; the standard deviation of 1..5 is 1.581.
-    mean, half_width = mean_ci95([1, 2, 3, 4, 5])
-    assert mean == 3 and half_width == pytest.approx(2.776 * 1.5811 / 5**0.5, rel=1e-3)
-    assert math.isnan(mean_ci95([1.0])[1])
+def test_a_single_generation_has_no_interval(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    generations = load_results(tmp_path).generations.query("question == 'tg128'").head(1)
+    (rate,) = token_rates(generations).to_dict("records")
+    assert rate["rate"] == pytest.approx(12.1) and math.isnan(rate["rate_ci95"])
 
 
 def test_real_models_stand_before_synthetic_ones(tmp_path):
@@ -233,9 +230,16 @@ def test_relative_speeds_per_protocol(tmp_path):
     assert set(speeds["reference"]) == {"A"}
 
 
-def test_a_reference_without_results_is_replaced(tmp_path):
+def test_a_reference_that_one_protocol_lacks_is_replaced_there(tmp_path):
     files.write_machine(tmp_path, "B", 2.0)
-    assert set(relative_speeds(load_results(tmp_path), "A")["reference"]) == {"B"}
+    files.write_older(tmp_path, {"A": 1.0})
+    speeds = relative_speeds(load_results(tmp_path), "A")
+    assert set(speeds[["protocol", "reference"]].itertuples(index=False, name=None)) == {
+        ("ours", "B"),
+        ("2023", "A"),
+    }
+    with pytest.raises(UserError, match="no results of 'C'; there are A, B"):
+        relative_speeds(load_results(tmp_path), "C")
 
 
 def test_share_of_the_measured_peak(tmp_path):
