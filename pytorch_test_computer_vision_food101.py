@@ -11,8 +11,8 @@ Inside the clock: reading JPEG files, decoding and resizing them to 224x224 in w
 per CPU core), moving a batch to the device, forward and backward pass, Adam's update. Outside:
 imports, download, building the model, evaluation (there is none).
 Model: torchvision's ResNet50 with 101 classes, untrained. Data: 75,750 photographs of up to 512x512
-pixels, 3.8 GB. The synthetic twin repeats 512 pictures that cost the same to decode, and reads
-them from memory.
+pixels, 3.8 GB to download and twice that on disk once unpacked. The synthetic twin repeats 512
+pictures that cost the same to decode, and reads them from memory.
 
     python pytorch_test_computer_vision_food101.py --epochs=1 --batch_sizes="32"
 """
