@@ -48,7 +48,7 @@ def small_distilbert():
     return DistilBertForSequenceClassification(config)
 
 
-def loop_ratio(pairs: int = 10, batch_size: int = 16, steps: int = 60) -> float:
+def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 60) -> float:
     """Median over interleaved pairs of the bare Trainer's seconds divided by the clocked one's."""
     tokens = torch.randint(1000, (batch_size * steps, 64)).numpy()
     rows = {"input_ids": list(tokens), "label": [0, 1] * (len(tokens) // 2)}
