@@ -10,7 +10,8 @@
 Twenty questions are answered five times each, after llama-bench's two standard figures: `pp512`
 (a prompt of 512 tokens) and `tg128` (128 tokens generated from an empty cache), five times each.
 Inside the clock: evaluation of the prompt, generation, sampling. Outside: loading, a warm-up
-generation, tokenizing. Before every answer the KV cache is emptied, so that no prompt is skipped.
+generation, tokenizing. Before every answer the KV cache is emptied, so that no prompt is skipped,
+and the sampler starts from --seed, so that repetitions of a question give the same text.
 tokens_per_second: generated tokens over the time of generation, without the prompt's.
 Model: --path_to_gguf_model, any GGUF; the default one is downloaded where it is missing, else a
 synthetic twin with random weights and the same tensors takes its place, and is as fast.

@@ -75,7 +75,7 @@ def load(options):
     log = capture_log(options.verbose)
     gpu = options.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
     if not gpu or platform.system() == "Darwin":
-        require_memory(options.model_path, psutil.virtual_memory().available)
+        require_memory(options.model_path, psutil.virtual_memory())
     try:
         llm = llama_cpp.Llama(
             str(options.model_path),
@@ -122,14 +122,20 @@ def reason_of_failure(log: str) -> str | None:
     return found and (found[1] or found[2])
 
 
-def require_memory(path: Path, available: int) -> None:
-    """Raises UserError where the model does not fit into `available` bytes of memory."""
+def require_memory(path: Path, memory) -> None:
+    """Raises UserError where the model is larger than the machine's memory, `psutil`'s `memory`.
+
+    One that only takes more than is free still runs, as the system makes room; that is said.
+    """
     needed = path.stat().st_size
-    if needed > available:
+    takes = f"the model takes {needed / 1e9:.1f} GB"
+    if needed > memory.total:
         raise UserError(
-            f"{path}: too little memory: the model takes {needed / 1e9:.1f} GB, and "
-            f"{available / 1e9:.1f} GB are free; close other programs or take a smaller model"
+            f"{path}: too little memory: {takes}, and this machine has {memory.total / 1e9:.1f} GB"
         )
+    if needed > memory.available:
+        free = f"{memory.available / 1e9:.1f} GB are free"
+        print(f"Note: {takes}, and {free}: close other programs, or it may swap")
 
 
 def default_threads() -> int:
@@ -156,12 +162,15 @@ def parse_offload(log: str) -> Offload:
     """Read llama.cpp's report on loading a model."""
     offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
     on_gpu, layers = (int(offloaded[1]), int(offloaded[2])) if offloaded else (0, None)
-    device = re.search(r"using device ([A-Za-z]+)\d* \((.+?)\) \(", log)
-    if not on_gpu or not device:
+    devices = re.findall(r"using device ([A-Za-z]+)\d* \((.+?)\) \(", log)
+    if not on_gpu or not devices:
         return Offload(0, layers, "cpu", None, None)
-    kind = {"mtl": "metal"}.get(device[1].lower(), device[1].lower())
-    memory = re.search(rf"Device \d+: {re.escape(device[2])}, .*VRAM: (\d+) MiB", log)
-    return Offload(on_gpu, layers, kind, device[2], int(memory[1]) * 2**20 if memory else None)
+    backend, name = devices[0]
+    kind = {"mtl": "metal"}.get(backend.lower(), backend.lower())
+    memory = re.search(rf"Device \d+: {re.escape(name)}, .*VRAM: (\d+) MiB", log)
+    if len(devices) > 1:  # llama.cpp spreads the layers over all of them
+        name = f"{len(devices)}x {name}"
+    return Offload(on_gpu, layers, kind, name, int(memory[1]) * 2**20 if memory else None)
 
 
 def machine_columns(offload: Offload) -> dict:
