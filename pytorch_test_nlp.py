@@ -68,7 +68,7 @@ def real_tokens(options, split: str):
         problem = error.__cause__ or error
         raise utils.UserError(
             f"--data_dir={options.data_dir}: {DATASET} cannot be read ({problem}); "
-            f"delete {reviews} and try again"
+            f"delete {reviews.parent.parent} and try again"
         ) from None
     # Loaded anew for each split: one that was used has another fingerprint, and nothing is reused.
     return dataset.map(

@@ -5,6 +5,8 @@ import csv
 import dataclasses
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -20,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytorch_test_nlp as script
 import utils
+import utils_hub
 import utils_pytorch
 import utils_trainer
 from utils_clock import Clock
@@ -42,9 +45,9 @@ def reviews(count: int) -> dict:
     }
 
 
-def parquet(count: int) -> bytes:
+def parquet(rows: dict) -> bytes:
     buffer = io.BytesIO()
-    datasets.Dataset.from_dict(reviews(count)).to_parquet(buffer)
+    datasets.Dataset.from_dict(rows).to_parquet(buffer)
     return buffer.getvalue()
 
 
@@ -74,8 +77,8 @@ def imdb(hub, tmp_path, monkeypatch):
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
     hub.add("dataset", "stanfordnlp/imdb", {
-        "plain_text/train-00000-of-00001.parquet": parquet(70),
-        "plain_text/test-00000-of-00001.parquet": parquet(24),
+        "plain_text/train-00000-of-00001.parquet": parquet(reviews(70)),
+        "plain_text/test-00000-of-00001.parquet": parquet(reviews(24)),
         "plain_text/unsupervised-00000-of-00001.parquet": b"never asked for",
     })  # fmt: skip
     folder = tmp_path / "tiny"
@@ -148,18 +151,12 @@ def test_tokens_are_those_of_the_reviews(imdb, options):
     assert review["label"] == 1
 
 
-def test_long_reviews_are_cut_to_512_tokens(imdb, options, monkeypatch):
-    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet_of_one_long()})
+def test_long_reviews_are_cut_to_512_tokens(imdb, options):
+    long = {"text": ["film " * 600], "label": [0]}
+    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet(long)})
     options.data = script.prepare(options)["data"]
     (review,) = script.load_tokens(options, "train")
     assert len(review["input_ids"]) == 512 and review["input_ids"][-1] == SPECIAL.index("[SEP]")
-
-
-def parquet_of_one_long() -> bytes:
-    buffer = io.BytesIO()
-    long = {"text": ["film " * 600], "label": [0]}
-    datasets.Dataset.from_dict(long).to_parquet(buffer)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "unreachable"])
@@ -176,10 +173,15 @@ def test_hub_that_fails(imdb, options, monkeypatch, fault):
         script.prepare(options)
 
 
-def test_damaged_reviews_are_an_error_not_a_fallback(imdb, options):
-    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": b"PAR1" * 9})
-    with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read.*delete"):
+def test_damaged_reviews_are_an_error_whose_remedy_works(imdb, options):
+    patterns = ["plain_text/train-*"]
+    folder = utils_hub.fetch("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
+    (file,) = folder.rglob("*.parquet")
+    file.resolve().write_bytes(b"PAR1" * 9)
+    with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read") as caught:
         script.prepare(options)
+    shutil.rmtree(re.search("delete (.+) and", str(caught.value))[1])
+    assert script.prepare(options)["data"] == "real"
 
 
 def test_twin_is_as_long_as_imdb(options):
