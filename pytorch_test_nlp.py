@@ -35,6 +35,7 @@ EXPERIMENT = utils.Experiment(
 DATASET = "stanfordnlp/imdb"
 WEIGHTS = "distilbert/distilbert-base-uncased"
 WEIGHT_FILES = ["config.json", "tokenizer*.json", "vocab.txt", "model.safetensors"]
+LEARNING_RATE = 2e-5
 
 
 # Data
@@ -192,7 +193,7 @@ def measure(batch_size: int, options) -> dict:
     device = utils_pytorch.start(options)
     with TemporaryDirectory() as scratch:
         arguments = utils_trainer.training_arguments(
-            batch_size, options, device, scratch, learning_rate=2e-5, weight_decay=0.01
+            batch_size, options, device, scratch, learning_rate=LEARNING_RATE, weight_decay=0.01
         )
         trainer = transformers.Trainer(
             load_model(options),
