@@ -35,6 +35,7 @@ EXPERIMENT = utils.Experiment(
 DATASET = "stanfordnlp/imdb"
 WEIGHTS = "distilbert/distilbert-base-uncased"
 WEIGHT_FILES = ["config.json", "tokenizer*.json", "vocab.txt", "model.safetensors"]
+LEARNING_RATE = 2e-5
 
 
 # Data
@@ -68,7 +69,7 @@ def real_tokens(options, split: str):
         problem = error.__cause__ or error
         raise utils.UserError(
             f"--data_dir={options.data_dir}: {DATASET} cannot be read ({problem}); "
-            f"delete {reviews} and try again"
+            f"delete {reviews.parent.parent} and try again"
         ) from None
     # Loaded anew for each split: one that was used has another fingerprint, and nothing is reused.
     return dataset.map(
@@ -192,7 +193,7 @@ def measure(batch_size: int, options) -> dict:
     device = utils_pytorch.start(options)
     with TemporaryDirectory() as scratch:
         arguments = utils_trainer.training_arguments(
-            batch_size, options, device, scratch, learning_rate=2e-5, weight_decay=0.01
+            batch_size, options, device, scratch, learning_rate=LEARNING_RATE, weight_decay=0.01
         )
         trainer = transformers.Trainer(
             load_model(options),

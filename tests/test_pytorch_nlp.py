@@ -5,6 +5,8 @@ import csv
 import dataclasses
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -20,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytorch_test_nlp as script
 import utils
+import utils_hub
 import utils_pytorch
 import utils_trainer
 from utils_clock import Clock
@@ -42,9 +45,9 @@ def reviews(count: int) -> dict:
     }
 
 
-def parquet(count: int) -> bytes:
+def parquet(rows: dict) -> bytes:
     buffer = io.BytesIO()
-    datasets.Dataset.from_dict(reviews(count)).to_parquet(buffer)
+    datasets.Dataset.from_dict(rows).to_parquet(buffer)
     return buffer.getvalue()
 
 
@@ -66,20 +69,22 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+def use_hub(monkeypatch, url: str) -> None:
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @pytest.fixture
 def imdb(hub, tmp_path, monkeypatch):
     """The loopback Hub with both repositories; this process, too, is told to use it."""
-    constants = "huggingface_hub.constants"
-    monkeypatch.setattr(f"{constants}.ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    use_hub(monkeypatch, hub.url)
     hub.add("dataset", "stanfordnlp/imdb", {
-        "plain_text/train-00000-of-00001.parquet": parquet(70),
-        "plain_text/test-00000-of-00001.parquet": parquet(24),
+        "plain_text/train-00000-of-00001.parquet": parquet(reviews(70)),
+        "plain_text/test-00000-of-00001.parquet": parquet(reviews(24)),
         "plain_text/unsupervised-00000-of-00001.parquet": b"never asked for",
     })  # fmt: skip
-    folder = tmp_path / "tiny"
-    hub.add("model", "distilbert/distilbert-base-uncased", tiny_distilbert(folder))
+    hub.add("model", "distilbert/distilbert-base-uncased", tiny_distilbert(tmp_path / "tiny"))
     return hub
 
 
@@ -93,14 +98,10 @@ def options(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-# Data
-
-
 def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     cwd, scratch = tmp_path / "cwd", tmp_path / "scratch"
     cwd.mkdir()
     scratch.mkdir()
-    before = set(tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, SCRIPT, "--batch_sizes=16", "--epochs=2", "--evaluate", "--data=real",
          "--device=cpu", "--data_dir=../data", "--results_dir=../results", "--machine_name=M"],
@@ -119,8 +120,8 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     assert "'loss'" not in done.stdout and "train_runtime" not in done.stdout
     assert list(cwd.iterdir()) == []
     assert [path.suffix for path in scratch.iterdir()] in ([], [".lock"])
-    new = {path.name for path in set(tmp_path.iterdir()) - before}
-    assert new <= {"data", "results", "hf_home"}
+    known = {"cwd", "scratch", "tiny", "data", "results", "hf_home"}
+    assert {path.name for path in tmp_path.iterdir()} <= known
     assert not any("unsupervised" in request for request in imdb.requests)
 
 
@@ -148,27 +149,19 @@ def test_tokens_are_those_of_the_reviews(imdb, options):
     assert review["label"] == 1
 
 
-def test_long_reviews_are_cut_to_512_tokens(imdb, options, monkeypatch):
-    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet_of_one_long()})
+def test_long_reviews_are_cut_to_512_tokens(imdb, options):
+    long = {"text": ["film " * 600], "label": [0]}
+    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet(long)})
     options.data = script.prepare(options)["data"]
     (review,) = script.load_tokens(options, "train")
     assert len(review["input_ids"]) == 512 and review["input_ids"][-1] == SPECIAL.index("[SEP]")
-
-
-def parquet_of_one_long() -> bytes:
-    buffer = io.BytesIO()
-    long = {"text": ["film " * 600], "label": [0]}
-    datasets.Dataset.from_dict(long).to_parquet(buffer)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "unreachable"])
 def test_hub_that_fails(imdb, options, monkeypatch, fault):
     imdb.fault = fault
     if fault == "unreachable":
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        use_hub(monkeypatch, "http://127.0.0.1:9")
     facts = script.prepare(options)
     assert (facts["data"], facts["weights"]) == ("synthetic", "random")
     options.data = "real"
@@ -176,10 +169,15 @@ def test_hub_that_fails(imdb, options, monkeypatch, fault):
         script.prepare(options)
 
 
-def test_damaged_reviews_are_an_error_not_a_fallback(imdb, options):
-    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": b"PAR1" * 9})
-    with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read.*delete"):
+def test_damaged_reviews_are_an_error_whose_remedy_works(imdb, options):
+    patterns = ["plain_text/train-*"]
+    folder = utils_hub.fetch("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
+    (file,) = folder.rglob("*.parquet")
+    file.resolve().write_bytes(b"PAR1" * 9)
+    with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read") as caught:
         script.prepare(options)
+    shutil.rmtree(re.search("delete (.+) and", str(caught.value))[1])
+    assert script.prepare(options)["data"] == "real"
 
 
 def test_twin_is_as_long_as_imdb(options):
@@ -224,9 +222,6 @@ def test_mask_of_the_batch_has_the_librarys_effect():
     assert not torch.allclose(model(**batch).logits, model(**unmasked).logits)
 
 
-# Training
-
-
 def learnable(count: int) -> datasets.Dataset:
     """Token 10 or 11 tells the class."""
     rows = [[5, 10 + number % 2] * (1 + number % 5) for number in range(count)]
@@ -244,18 +239,15 @@ def tiny_model():
 def measure(imdb, options, monkeypatch):
     """The script's `measure` on the tiny model and reviews, at a rate at which they are learnt."""
     options.data = script.prepare(options)["data"]
-    load_model, arguments = script.load_model, utils_trainer.training_arguments
+    load_model = script.load_model
 
     def load_and_keep(options):
         measure.model = load_model(options)
         measure.before = {name: v.clone() for name, v in measure.model.state_dict().items()}
         return measure.model
 
-    def faster(*args, **flags):
-        return arguments(*args, **{**flags, "learning_rate": 1e-2})
-
     monkeypatch.setattr(script, "load_model", load_and_keep)
-    monkeypatch.setattr(utils_trainer, "training_arguments", faster)
+    monkeypatch.setattr(script, "LEARNING_RATE", 1e-2)
     no_metric = types.SimpleNamespace(load=Mock(side_effect=FileNotFoundError))
     monkeypatch.setitem(sys.modules, "evaluate", no_metric)
 
@@ -330,9 +322,8 @@ def run_with_clock(options, tmp_path, **clock_arguments) -> Clock:
 def test_smaller_last_batch_is_counted_as_it_is(options, tmp_path, monkeypatch):
     monkeypatch.setattr("utils_clock.WINDOW_SECONDS", 0)
     ticks = iter(range(10_000))
-    clock = run_with_clock(
-        options, tmp_path, synchronize=lambda: None, now=lambda: float(next(ticks))
-    )
+    tick = lambda: float(next(ticks))  # noqa: E731
+    clock = run_with_clock(options, tmp_path, synchronize=lambda: None, now=tick)
     assert (clock.steps, clock.samples) == (10, 140)
     assert [window.samples for window in clock.windows] == [6, 16, 16, 16, 16, 6]
     assert [window.whole for window in clock.windows] == [False, True, True, True, True, False]
@@ -391,14 +382,9 @@ def test_fp16_on_the_cpu_is_refused(options):
 
 @pytest.mark.parametrize(
     ("device", "visible", "left", "renamed"),
-    [
-        ("auto", None, "0", "auto"),
-        ("cuda", "", "", "cuda"),
-        ("cuda:1", None, "1", "cuda"),
-        ("cuda:1", "4,GPU-7", "GPU-7", "cuda"),
-        ("cpu", "4,5", "4,5", "cpu"),
-    ],
-)
+    [("auto", None, "0", "auto"), ("cuda", "", "", "cuda"), ("cuda:1", None, "1", "cuda"),
+     ("cuda:1", "4,GPU-7", "GPU-7", "cuda"), ("cpu", "4,5", "4,5", "cpu")],
+)  # fmt: skip
 def test_one_cuda_device_is_left(options, monkeypatch, device, visible, left, renamed):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
@@ -411,8 +397,7 @@ def test_one_cuda_device_is_left(options, monkeypatch, device, visible, left, re
 def test_twin_trains_the_real_architecture(options, monkeypatch):
     short = dataclasses.replace(script.EXPERIMENT, input_size=16)
     monkeypatch.setattr(script, "EXPERIMENT", short)
-    options.data = "synthetic"
-    options.max_seconds = 0.1
+    options.data, options.max_seconds = "synthetic", 0.1
     facts = script.prepare(options)
     row = script.measure(2, options)
     assert (facts["weights"], row["extrapolated"]) == ("random", True)
