@@ -8,13 +8,13 @@ Food101's against what so many cores would do if each decoded at the rate of one
 """
 
 import argparse
-import os
 import statistics
 
 import numpy as np
 
 import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
+import utils_machine
 import utils_tensorflow
 from utils_benchmark import interleaved_ratio, timed
 from utils_clock import Clock
@@ -66,20 +66,13 @@ def food101_share(photographs: int = 1024, rounds: int = 3) -> float:
     for _ in range(rounds):
         rate_of_one = photographs // 4 / timed(lambda: consume(alone))
         rate = photographs / timed(lambda: consume(batches))
-        shares.append(rate / rate_of_one / usable_cores())
+        shares.append(rate / rate_of_one / utils_machine.usable_cores())
     return statistics.median(shares)
 
 
 def consume(dataset) -> None:
     for _ in dataset:
         pass
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 if __name__ == "__main__":

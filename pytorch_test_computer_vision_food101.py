@@ -17,9 +17,8 @@ pictures that cost the same to decode, and reads them from memory.
     python pytorch_test_computer_vision_food101.py --epochs=1 --batch_sizes="32"
 """
 
-import os
-
 import utils
+import utils_machine
 from utils_clock import WARMUP_STEPS
 
 EXPERIMENT = utils.Experiment(
@@ -120,18 +119,11 @@ def make_loader(dataset, batch_size: int, device):
         dataset,
         batch_size=batch_size,
         shuffle=True,
-        num_workers=usable_cores(),
+        num_workers=utils_machine.usable_cores(),
         collate_fn=decode_batch,
         pin_memory=device.type == "cuda",
         persistent_workers=True,
     )
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def prepare(options) -> dict:

@@ -26,6 +26,13 @@ def machine_facts() -> dict:
     }
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def chip_name() -> str | None:
     """The processor's name as py-cpuinfo reports it, without trademark signs and clock rate."""
     import cpuinfo

@@ -86,9 +86,11 @@ OUT_OF_MEMORY_WORDS = re.compile(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is how CUDA, Metal, a CPU allocator or TensorFlow says out of memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
     return (
         isinstance(error, MemoryError)
-        or type(error).__name__ in OUT_OF_MEMORY_NAMES
-        or isinstance(error, RuntimeError | OSError)
+        or bool(names & OUT_OF_MEMORY_NAMES)
+        # TensorFlow's OpError: what XLA compiled says so in an InternalError.
+        or bool(names & {"RuntimeError", "OSError", "OpError"})
         and OUT_OF_MEMORY_WORDS.search(str(error)) is not None
     )

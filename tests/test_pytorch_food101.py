@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 import pytorch_test_computer_vision_food101 as script
+import utils_machine
 import utils_pytorch
 import utils_synthetic
 from utils_clock import Clock
@@ -104,7 +105,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
     first, later = json.loads(first), json.loads(later)
     assert data == "real"
     assert later["steps_per_epoch"] == ROWS / 8
-    assert later["loader_workers"] == script.usable_cores()
+    assert later["loader_workers"] == utils_machine.usable_cores()
     assert later["train_loss"] < first["train_loss"] / 2
     assert not (tmp_path / "hf_home" / "datasets").exists()  # unpacked in the data directory
     downloads = [request for request in tiny_food101.requests if "/cdn/" in request]
@@ -196,7 +197,7 @@ def test_loader_yields_every_row_once_in_another_order(twin):
 
 
 def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
-    monkeypatch.setattr(script, "usable_cores", lambda: 5)
+    monkeypatch.setattr(utils_machine, "usable_cores", lambda: 5)
     monkeypatch.setattr(script, "load_data", lambda options: twin)
     passed = {}
     monkeypatch.setattr(utils_pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
@@ -230,7 +231,7 @@ def test_the_script_trains_on_the_twin(tmp_path):
         (row,) = csv.DictReader(file)
     assert (row["status"], row["data"], row["steps_per_epoch"]) == ("ok", "synthetic", "75750")
     assert float(row["samples_per_second"]) > 0
-    assert int(row["loader_workers"]) == script.usable_cores()
+    assert int(row["loader_workers"]) == utils_machine.usable_cores()
     # ResNet50 at 224x224: 4.1e9 multiply-adds forward, about three times that with both gradients.
     flops = 1e12 * float(row["tflops_per_second"]) / float(row["samples_per_second"])
     assert flops == pytest.approx(3 * 2 * 4.1e9, rel=0.1)

@@ -178,6 +178,11 @@ def test_exhausted_memory_is_recognised():
     with pytest.raises(tf.errors.ResourceExhaustedError) as caught:
         tf.zeros((2**45,))
     assert is_out_of_memory(caught.value)
+    # What XLA compiled says it in another error.
+    assert is_out_of_memory(
+        tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory")
+    )
+    assert not is_out_of_memory(tf.errors.InternalError(None, None, "the kernel is wrong"))
 
 
 # Devices
