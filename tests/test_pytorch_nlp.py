@@ -99,19 +99,19 @@ def options(tmp_path, monkeypatch):
 
 def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     cwd, scratch = tmp_path / "cwd", tmp_path / "scratch"
-    for folder in (cwd, scratch):
-        folder.mkdir()
+    cwd.mkdir()
+    scratch.mkdir()
     done = subprocess.run(
         [sys.executable, script.__file__, "--batch_sizes=16", "--epochs=2", "--evaluate",
-         "--data=real", "--device=cpu", "--data_dir=../data", "--results_dir=../results", "--machine_name=M"],
+         "--data=real", "--device=cpu", "--data_dir=../data", "--results_dir=../results",
+         "--machine_name=M"],
         cwd=cwd, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
     )  # fmt: skip
     path = tmp_path / "results/results_pytorch_nlp/M_imdb_distilbert_512_pytorch_results.csv"
     (row,) = csv.DictReader(path.read_text().splitlines())
     assert (row["status"], done.returncode) == ("ok", 0), done.stderr
     assert (row["data"], row["weights"]) == ("real", "pretrained")
-    assert row["transformers"] == transformers.__version__
-    assert (row["extrapolated"], row["steps_per_epoch"]) == ("False", "5")
+    assert (row["transformers"], row["steps_per_epoch"]) == (transformers.__version__, "5")
     assert 0.4 <= float(row["test_accuracy"]) <= 1
     assert all(float(row[name]) > 0 for name in
                ("samples_per_second", "compute_samples_per_second", "tflops_per_second",
@@ -189,9 +189,9 @@ def test_twin_is_as_long_as_imdb(options):
     # mean is 271.
     assert lengths.mean() == pytest.approx(271, rel=0.01)
     assert (lengths == 512).mean() == pytest.approx(0.126, abs=0.007)
-    first = dataset[0]
-    assert (first["input_ids"][0], first["input_ids"][-1]) == (101, 102)
-    assert first["input_ids"].max() < transformers.DistilBertConfig().vocab_size
+    first = dataset[0]["input_ids"]
+    assert (first[0], first[-1]) == (101, 102)
+    assert first.max() < transformers.DistilBertConfig().vocab_size
     assert 0.48 < dataset["label"][:].mean() < 0.52
 
 
