@@ -27,7 +27,6 @@ import utils_pytorch
 import utils_trainer
 from utils_clock import Clock
 
-SCRIPT = Path(script.__file__)
 CPU = torch.device("cpu")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "film", "good", "bad", "##ly", "and", "the", "plot"]
@@ -103,16 +102,16 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     cwd.mkdir()
     scratch.mkdir()
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--batch_sizes=16", "--epochs=2", "--evaluate", "--data=real",
-         "--device=cpu", "--data_dir=../data", "--results_dir=../results", "--machine_name=M"],
+        [sys.executable, script.__file__, "--batch_sizes=16", "--epochs=2", "--evaluate",
+         "--data=real", "--device=cpu", "--data_dir=../data", "--results_dir=../results",
+         "--machine_name=M"],
         cwd=cwd, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
     )  # fmt: skip
     path = tmp_path / "results/results_pytorch_nlp/M_imdb_distilbert_512_pytorch_results.csv"
     (row,) = csv.DictReader(path.read_text().splitlines())
-    assert row["status"] == "ok", done.stderr
+    assert (row["status"], done.returncode) == ("ok", 0), done.stderr
     assert (row["data"], row["weights"]) == ("real", "pretrained")
-    assert row["transformers"] == transformers.__version__
-    assert (row["extrapolated"], row["steps_per_epoch"]) == ("False", "5")
+    assert (row["transformers"], row["steps_per_epoch"]) == (transformers.__version__, "5")
     assert 0.4 <= float(row["test_accuracy"]) <= 1
     assert all(float(row[name]) > 0 for name in
                ("samples_per_second", "compute_samples_per_second", "tflops_per_second",
@@ -190,9 +189,9 @@ def test_twin_is_as_long_as_imdb(options):
     # mean is 271.
     assert lengths.mean() == pytest.approx(271, rel=0.01)
     assert (lengths == 512).mean() == pytest.approx(0.126, abs=0.007)
-    first = dataset[0]
-    assert (first["input_ids"][0], first["input_ids"][-1]) == (101, 102)
-    assert first["input_ids"].max() < transformers.DistilBertConfig().vocab_size
+    first = dataset[0]["input_ids"]
+    assert (first[0], first[-1]) == (101, 102)
+    assert first.max() < transformers.DistilBertConfig().vocab_size
     assert 0.48 < dataset["label"][:].mean() < 0.52
 
 
@@ -212,27 +211,24 @@ def test_batches_are_those_of_the_librarys_collator(tmp_path):
 
 
 def test_mask_of_the_batch_has_the_librarys_effect():
-    torch.manual_seed(0)
-    config = transformers.DistilBertConfig(**TINY)
-    model = transformers.DistilBertForSequenceClassification(config).eval()
+    model = tiny_model().eval()
     batch = script.pad([{"input_ids": np.arange(5, 5 + n), "label": 0} for n in (3, 8)])
     usual = {**batch, "attention_mask": batch["attention_mask"][:, 0, 0].long()}
     assert torch.allclose(model(**batch).logits, model(**usual).logits)
-    unmasked = {**batch, "attention_mask": None}
-    assert not torch.allclose(model(**batch).logits, model(**unmasked).logits)
+    batch["attention_mask"] = None
+    assert not torch.allclose(model(**batch).logits, model(**usual).logits)
 
 
 def learnable(count: int) -> datasets.Dataset:
     """Token 10 or 11 tells the class."""
     rows = [[5, 10 + number % 2] * (1 + number % 5) for number in range(count)]
-    labels = [number % 2 for number in range(count)]
-    return datasets.Dataset.from_dict({"input_ids": rows, "label": labels}).with_format("numpy")
+    columns = {"input_ids": rows, "label": [number % 2 for number in range(count)]}
+    return datasets.Dataset.from_dict(columns).with_format("numpy")
 
 
 def tiny_model():
     torch.manual_seed(0)
-    config = transformers.DistilBertConfig(**TINY)
-    return transformers.DistilBertForSequenceClassification(config)
+    return transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**TINY))
 
 
 @pytest.fixture
