@@ -13,7 +13,8 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     )
     print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
     repeats = f", {options.repeats} times" if options.repeats > 1 else ""
-    print(f"batch sizes {sizes}; {options.epochs} epochs each{repeats}")
+    epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
+    print(f"batch sizes {sizes}; {epochs} each{repeats}")
     for note in disturbances(facts, busiest):
         print(f"Note: {note}")
     print(end="", flush=True)
