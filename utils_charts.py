@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -128,12 +129,17 @@ def draw_times(axes, rows: pd.DataFrame, colours: dict[str, tuple]) -> None:
 
 
 def draw_bar(axes, x: float, width: float, row: dict, colour: tuple):
-    error = row["avg_time_per_epoch_ci95"]
+    seconds, error = row["avg_time_per_epoch"], row["avg_time_per_epoch_ci95"]
     return axes.bar(
-        x, row["avg_time_per_epoch"], width, color=[colour], hatch=hatch(row),
-        yerr=error if error > 0 else None, error_kw={"elinewidth": 1, "capsize": 2},
-        edgecolor="black", linewidth=0.5,
+        x, seconds, width, color=[colour], hatch=hatch(row),
+        yerr=whiskers([seconds], [error]) if error > 0 else None,
+        error_kw={"elinewidth": 1, "capsize": 2}, edgecolor="black", linewidth=0.5,
     )  # fmt: skip
+
+
+def whiskers(values, half_widths) -> list:
+    """Lengths below and above: nothing takes less than no time, however wide the interval is."""
+    return [np.minimum(half_widths, values), half_widths]
 
 
 def draw_gap(axes, x: float, row: dict, colour: tuple) -> None:
@@ -173,7 +179,8 @@ def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_dig
     places = range(len(names))
     drawn = axes.barh(
         places, values, 0.8, color=colours, edgecolor="black", linewidth=0.5,
-        xerr=errors, error_kw={"elinewidth": 1, "capsize": 2},
+        xerr=None if errors is None else whiskers(values, errors),
+        error_kw={"elinewidth": 1, "capsize": 2},
     )  # fmt: skip
     for patch, marks in zip(drawn, hatches, strict=True):
         patch.set_hatch(marks)

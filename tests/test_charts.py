@@ -61,12 +61,13 @@ def test_a_bar_per_machine_and_batch_size(tmp_path):
     assert axes.get_ylabel() == "seconds per epoch" and legend(figure) == ["A", "B"]
 
 
-def test_error_bars_are_the_interval(tmp_path):
-    write(tmp_path, MACHINE, 32, 100.0, avg_time_per_epoch_ci95=7.0)
+@pytest.mark.parametrize(("half_width", "ends"), [(7.0, (93, 107)), (250.0, (0, 350))])
+def test_error_bars_are_the_interval_from_zero_on(tmp_path, half_width, ends):
+    write(tmp_path, MACHINE, 32, 100.0, avg_time_per_epoch_ci95=half_width)
     (axes,) = time_chart(tmp_path).axes
     (whiskers,) = [c for c in axes.containers if hasattr(c, "has_yerr") and c.has_yerr]
     ((low, high),) = [segment[:, 1] for segment in whiskers.lines[2][0].get_segments()]
-    assert (low, high) == (93, 107)
+    assert (low, high) == ends
 
 
 def test_a_failed_size_is_a_gap_that_says_why(tmp_path):
