@@ -69,7 +69,7 @@ def overhead_llama2(quick: bool) -> list[Finding]:
 
 
 def pairs_of(quick: bool) -> int:
-    return 6 if quick else 20
+    return 6 if quick else 12
 
 
 # The clock, and the estimate that a short run gives
@@ -142,7 +142,7 @@ def reported_over_true(
 
 def estimate(quick: bool) -> list[Finding]:
     train_step, synchronize, _ = resnet50_step()
-    seconds = 40 if quick else 180
+    seconds = 40 if quick else 120
     run = Clock(BATCH_SIZE, BATCH_SIZE * 10**9, 1, synchronize, seconds)
     run.start()
     while True:
