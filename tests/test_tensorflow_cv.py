@@ -12,6 +12,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -268,33 +269,24 @@ def test_cifar100_as_a_user_runs_it(tmp_path):
     assert path.name.endswith("_cifar100_resnet50_32_tensorflow_results.csv")
 
 
-def test_food101_as_a_user_runs_it(tmp_path):
-    # With a small network in ResNet50's place, which takes a minute to start on a slow machine.
-    script = tmp_path / "small_food101.py"
-    script.write_text(
-        f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import tensorflow_test_computer_vision_food101 as script
-import utils
-import utils_clock
+def test_food101_trains_on_the_twin(options, monkeypatch):
+    def small_network(options):
+        layers = [
+            keras.Input((224, 224, 3), dtype="uint8"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 7, strides=4),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(101, activation="softmax"),
+        ]
+        model = keras.Sequential(layers)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
 
-utils_clock.PROBE_SECONDS = 0.5
-
-def build_model(options):
-    import keras
-    model = keras.Sequential([
-        keras.Input((224, 224, 3), dtype="uint8"), keras.layers.Rescaling(1 / 255),
-        keras.layers.Conv2D(4, 7, strides=4), keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(101, activation="softmax")])
-    model.compile("adam", "sparse_categorical_crossentropy")
-    return model
-
-script.build_model = build_model
-if __name__ == "__main__":
-    utils.sweep(script.EXPERIMENT, script.prepare, script.measure)
-"""
-    )
-    done, row = run(script, tmp_path / "results", "--batch_sizes=8")
-    check(done, row)
-    assert float(row["steps_per_epoch"]) == -(-75_750 // 8)
+    # In ResNet50's place, which takes a minute to start on a slow machine.
+    monkeypatch.setattr(food101, "build_model", small_network)
+    options.data, options.max_seconds = "synthetic", 1
+    assert food101.prepare(options)["data"] == "synthetic"
+    row = food101.measure(8, options)
+    assert row["steps_per_epoch"] == -(-75_750 // 8) and row["extrapolated"]
+    assert row["avg_time_per_epoch"] > 0 and row["tflops_per_second"] > 0
+    assert row["compute_samples_per_second"] > 0
