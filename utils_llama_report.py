@@ -125,8 +125,8 @@ def announce(facts: dict, options) -> None:
     on_gpu = f", {on_gpu}" if facts["layers"] else ""
     print(f"machine {facts['machine']}, device {facts['device']}{on_gpu}")
     print(
-        f"{options.num_questions} questions, {options.num_times_per_question} times each, "
-        f"up to {options.max_tokens} tokens"
+        f"questions: {options.num_questions}, answers to each: {options.num_times_per_question}, "
+        f"of up to {options.max_tokens} tokens"
     )
     notes = disturbances(facts, options.busiest)
     if facts["device"] == "cpu" and options.n_gpu_layers and has_gpu():

@@ -223,7 +223,6 @@ def test_the_script_trains_on_the_twin(tmp_path):
         [sys.executable, script.__file__, "--data=synthetic", "--batch_sizes=1", "--max_seconds=1",
          "--epochs=1", "--device=cpu", "--machine_name=here", f"--data_dir={tmp_path / 'data'}",
          f"--results_dir={tmp_path}"], capture_output=True, text=True, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     path = tmp_path / "results_pytorch_cv" / "here_food101_resnet50_224_pytorch_results.csv"
