@@ -1,4 +1,5 @@
 import pytest
+import torchvision  # noqa: F401 - after TensorFlow, whichever test comes first, it would abort
 from hub import Hub
 
 
