@@ -16,6 +16,7 @@ from tqdm import tqdm
 from utils_machine import output_of
 from utils_process import UsageError, UserError, run_in_fresh_process
 from utils_report import disturbances
+from utils_results import MACHINE_COLUMNS
 
 COLUMNS = [
     "question",
@@ -47,20 +48,7 @@ COLUMNS = [
     "flash_attn",
     "seed",
     "temperature",
-    "device",
-    "machine",
-    "chip",
-    "cpu_cores",
-    "gpu_cores",
-    "memory_gb",
-    "power",
-    "other_load_percent",
-    "other_benchmark_running",
-    "os",
-    "python",
-    "framework",
-    "project_version",
-    "started_at",
+    *MACHINE_COLUMNS,
 ]
 
 

@@ -10,6 +10,24 @@ from pathlib import Path
 
 from filelock import FileLock
 
+# What every row ends with, the LLM's too.
+MACHINE_COLUMNS = [
+    "device",
+    "machine",
+    "chip",
+    "cpu_cores",
+    "gpu_cores",
+    "memory_gb",
+    "power",
+    "other_load_percent",
+    "other_benchmark_running",
+    "os",
+    "python",
+    "framework",
+    "project_version",
+    "started_at",
+]
+
 COLUMNS = [
     "batch_size",
     "avg_time_per_epoch",
@@ -36,20 +54,7 @@ COLUMNS = [
     "precision",
     "compile",
     "channels_last",
-    "device",
-    "machine",
-    "chip",
-    "cpu_cores",
-    "gpu_cores",
-    "memory_gb",
-    "power",
-    "other_load_percent",
-    "other_benchmark_running",
-    "os",
-    "python",
-    "framework",
-    "project_version",
-    "started_at",
+    *MACHINE_COLUMNS,
 ]
 
 # Rows that agree in these columns measure the same thing.
