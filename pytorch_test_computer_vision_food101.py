@@ -81,49 +81,75 @@ def synthetic_food101():
 
 
 def load_data(options):
-    """Rows of an encoded image and its label."""
-    from datasets import Image
-
+    """Rows of an encoded image and its label, as Arrow tables: nothing is copied or decoded yet."""
     dataset = food101(options) if options.data == "real" else synthetic_food101()
-    return dataset.cast_column("image", Image(decode=False))
+    return dataset.with_format("arrow")
 
 
-def decode_batch(rows: list[dict]):
-    """Encoded images as uint8 (N, 3, 224, 224) in NHWC memory order, and their labels (N,)."""
-    from torch.utils.data import default_collate
+def make_loader(dataset, batch_size: int, device):
+    """Shuffled batches, each read and decoded by one of as many workers as there are CPU cores.
 
-    images, labels = default_collate(
-        [(decode(row["image"]["bytes"]), row["label"]) for row in rows]
+    A worker writes its batches into shared memory that is used again and again: memory mapped
+    anew for each would cost a tenth of the decoding (page faults, benchmark_food101.py). So a batch
+    holds until the next one is asked for.
+    """
+    import itertools
+    from functools import partial
+
+    import torch
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+    class Batches(DataLoader):
+        def __iter__(self):
+            for worker, slot, labels in super().__iter__():
+                images = ring[worker, slot, : len(labels)]
+                labels = torch.tensor(labels)
+                if device.type == "cuda":
+                    images, labels = images.pin_memory(), labels.pin_memory()
+                yield images.permute(0, 3, 1, 2), labels
+
+    workers, prefetched = utils_machine.usable_cores(), 2
+    # NHWC, the order in which pictures are decoded. One slot for each prefetched batch, and one for
+    # the batch that is trained on meanwhile.
+    shape = (workers, prefetched + 1, batch_size, EXPERIMENT.input_size, EXPERIMENT.input_size, 3)
+    ring = torch.empty(shape, dtype=torch.uint8).share_memory_()
+    return Batches(
+        dataset,
+        # Whole batches are fetched at once, as one table each.
+        batch_size=None,
+        sampler=BatchSampler(RandomSampler(dataset), batch_size, drop_last=False),
+        num_workers=workers,
+        prefetch_factor=prefetched,
+        collate_fn=partial(decode_batch, ring, itertools.count()),
+        persistent_workers=True,
     )
-    return images.permute(0, 3, 1, 2), labels
 
 
-def decode(file: bytes):
+def decode_batch(ring, turn, rows):
+    """Decode an Arrow table's images into the worker's next slot of the ring.
+
+    Returns:
+        The worker's number, the slot's number, and the labels.
+    """
+    from torch.utils.data import get_worker_info
+
+    worker = get_worker_info().id
+    slot = next(turn) % ring.shape[1]
+    for picture, image in zip(ring[worker, slot], rows["image"], strict=False):
+        picture.copy_(decode(image["bytes"].as_buffer()))
+    return worker, slot, rows["label"].to_pylist()
+
+
+def decode(file):
     """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or not, as uint8 (224, 224, 3)."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.v2.functional import resize
 
-    # From a copy, because a tensor could write to memory that Python holds to be constant.
+    # From a copy, because a tensor could write to memory that holds the data set.
     encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
     image = resize(decode_image(encoded, ImageReadMode.RGB), [EXPERIMENT.input_size] * 2)
-    # The order in which it was decoded: a batch is then put together by plain copying.
     return image.permute(1, 2, 0)
-
-
-def make_loader(dataset, batch_size: int, device):
-    """Shuffled batches, each read and decoded by one of as many workers as there are CPU cores."""
-    from torch.utils.data import DataLoader
-
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=utils_machine.usable_cores(),
-        collate_fn=decode_batch,
-        pin_memory=device.type == "cuda",
-        persistent_workers=True,
-    )
 
 
 def prepare(options) -> dict:
@@ -147,6 +173,7 @@ def measure(batch_size: int, options) -> dict:
     model = resnet50(num_classes=NUM_CLASSES).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_function = torch.nn.CrossEntropyLoss()
+    next(iter(loader))  # starts the workers: they import PyTorch outside the clock, as this one did
     # The workers fill a queue while the first step compiles; it has to drain before rates count.
     queue = loader.num_workers * loader.prefetch_factor
     row = utils_pytorch.measure_training(

@@ -185,7 +185,8 @@ def train(train_step, loader, epochs: int, clock: Clock):
             losses = losses + train_step(*batch)
             steps += 1
             if steps == 1:
-                full_batch = batch
+                # A copy, because a loader may use a batch's memory again.
+                full_batch = [part.clone() for part in batch]
             time_is_up = clock.step(len(batch[1]))
             if time_is_up:
                 break
