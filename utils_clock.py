@@ -189,10 +189,15 @@ def steady_windows(windows: list[Window]) -> list[Window]:
 def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     """Samples per second over all steady windows, and the half-width of its 95 % interval.
 
-    Neighbouring windows are alike (heat, other programs), so that a t interval on them is too
-    narrow. It is taken on the means of square-root-of-n windows each: non-overlapping batch means,
-    Flegal and Jones, "Batch means and spectral variance estimators in Markov chain Monte Carlo",
-    Annals of Statistics 38 (2010). None with fewer than two windows.
+    A machine's speed wanders over tens of seconds (heat, clock frequency, neighbours), so that
+    neighbouring windows are alike, and averaging for longer does not make the mean as certain as
+    the number of windows promises. The windows are therefore put together to batch means of
+    square-root-of-n windows each (Flegal and Jones, "Batch means and spectral variance estimators
+    in Markov chain Monte Carlo", Annals of Statistics 38, 2010), and their spread is not divided by
+    the root of their number: under such flicker noise the deviation of a mean stays the same
+    however long one averages (Allan, "Statistics of atomic frequency standards", Proceedings of the
+    IEEE 54, 1966). On a machine without it the interval is wider than need be. None with fewer than
+    two windows.
     """
     windows = steady_windows(windows)
     if not windows:
@@ -207,7 +212,7 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     # The oldest windows are left out where the number does not divide evenly.
     rest = windows[len(windows) - count * size :]
     means = [rate_of(rest[i : i + size]) for i in range(0, len(rest), size)]
-    return rate, float(t.ppf(0.975, count - 1)) * statistics.stdev(means) / math.sqrt(count)
+    return rate, float(t.ppf(0.975, count - 1)) * statistics.stdev(means)
 
 
 def rate_of(windows: list[Window]) -> float:
