@@ -144,13 +144,26 @@ def pad(reviews: list[dict]) -> dict:
 
 
 def load_model(options):
-    """DistilBERT with two classes; only its top block and the two layers of its head learn."""
+    """DistilBERT with two classes; only its top block and the two layers of its head learn.
+
+    Raises:
+        UserError: the pretrained weights are damaged.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     if options.data == "real":
         weights = utils_hub.fetch(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
-        model = DistilBertForSequenceClassification.from_pretrained(weights, dtype=torch.float32)
+        try:
+            model = DistilBertForSequenceClassification.from_pretrained(
+                weights, dtype=torch.float32
+            )
+        except (SafetensorError, OSError) as error:
+            raise utils.UserError(
+                f"--data_dir={options.data_dir}: {WEIGHTS} cannot be read ({error}); "
+                f"delete {weights.parent.parent} and try again"
+            ) from None
     else:
         model = DistilBertForSequenceClassification(DistilBertConfig())
     model.requires_grad_(False)

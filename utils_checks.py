@@ -298,7 +298,7 @@ def ceilings(quick: bool) -> list[Finding]:
     found = []
     for precision in ("fp32", "bf16", "fp16"):
         try:
-            tflops = peak_tflops(precision, seconds=0.2 if quick else 1.0)
+            tflops = peak_tflops(precision)
         except utils.UsageError:
             tflops = None  # this device does not compute in that precision
         found.append(figure(MATRIX_PRODUCT + precision, tflops, "TFLOP/s"))
@@ -307,7 +307,7 @@ def ceilings(quick: bool) -> list[Finding]:
     return found
 
 
-def peak_tflops(precision: str, seconds: float) -> float:
+def peak_tflops(precision: str, seconds: float = 0.1) -> float:
     """The best rate of matrix products, doubled in size until one takes longer than `seconds`."""
     best, size, took = 0.0, 256, 0.0
     while took < seconds and size <= 16384:

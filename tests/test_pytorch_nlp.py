@@ -168,6 +168,16 @@ def test_hub_that_fails(imdb, options, monkeypatch, fault):
         script.prepare(options)
 
 
+def test_damaged_weights_are_an_error_whose_remedy_works(imdb, options):
+    options.data = script.prepare(options)["data"]
+    (weights,) = options.data_dir.rglob("model.safetensors")
+    weights.resolve().write_bytes(b"cut short")
+    with pytest.raises(utils.UserError, match="--data_dir=.* try again") as error:
+        script.load_model(options)
+    shutil.rmtree(re.search("delete (.+) and try again", str(error.value))[1])
+    assert script.load_model(options).config.dim == TINY["dim"]
+
+
 def test_damaged_reviews_are_an_error_whose_remedy_works(imdb, options):
     patterns = ["plain_text/train-*"]
     folder = utils_hub.fetch("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
