@@ -35,7 +35,7 @@ quickstart: $(READY)
 # The notebook, run from top to bottom: charts into $(RESULTS_DIR), and a page that shows them all.
 report: $(READY)
 	RESULTS_DIR=$(RESULTS_DIR) $(PY) -m nbconvert --to html --no-input --execute plot_results.ipynb \
-		--output-dir=$(RESULTS_DIR) --output=report --log-level=ERROR
+		--output-dir=$(RESULTS_DIR) --output=report --log-level=ERROR --KernelManager.transport=ipc
 	@echo 'Charts: $(RESULTS_DIR)/*.png'
 	@echo 'Report: $(RESULTS_DIR)/report.html'
 
