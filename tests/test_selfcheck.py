@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from planted_checks import crash, fine, missed
 from test_clock import FakeDevice
 
 import benchmark_pytorch
@@ -14,22 +15,6 @@ import selfcheck
 import utils_checks
 import utils_clock
 from utils_clock import Window
-
-
-def fine(quick):
-    return [
-        utils_checks.at_least("fine", 1.0, 0.98),
-        utils_checks.figure(utils_checks.MATRIX_PRODUCT + "fp32", 2.5, "TFLOP/s"),
-        utils_checks.figure(utils_checks.MATRIX_PRODUCT + "bf16", None, "TFLOP/s"),
-    ]
-
-
-def missed(quick):
-    return [utils_checks.at_least("missed", 0.5, 0.98)]
-
-
-def crash(quick):
-    raise ValueError("no such thing")
 
 
 def run_main(monkeypatch, tmp_path, checks):
