@@ -89,9 +89,9 @@ def load_data(options):
 def make_loader(dataset, batch_size: int, device):
     """Shuffled batches, each read and decoded by one of as many workers as there are CPU cores.
 
-    A worker writes its batches into shared memory that is used again and again: memory mapped
-    anew for each would cost a tenth of the decoding (page faults, benchmark_food101.py). So a batch
-    holds until the next one is asked for.
+    A worker writes its batches into shared memory that is used again and again: with memory mapped
+    anew for each, page faults and file handles cost a tenth of the rate. So a batch holds until the
+    next one is asked for.
     """
     import itertools
     from functools import partial

@@ -100,6 +100,12 @@ def test_interval_and_sustained_ratio_by_hand():
     assert sustained_ratio(windows) == pytest.approx(1.4)
 
 
+def test_interval_by_hand_of_batch_means():
+    # Sixteen windows make four batches, of 10, 11, 12 and 13 samples per second.
+    windows = [Window(1, mean + side, 1.0, True) for mean in range(10, 14) for side in (-3, 3) * 2]
+    assert steady_rate(windows)[1] == pytest.approx(3.182 * (5 / 3) ** 0.5, rel=1e-3)
+
+
 def coverage(half_width, wander_windows, count=20, runs=300):
     """How often that half-width of a 10 s run's interval held the rate of a run of 120 s.
 
