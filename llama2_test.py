@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import synthetic_gguf
 import utils
+import utils_data
 import utils_llama
 import utils_machine
 from utils_llama_report import (
@@ -143,13 +144,11 @@ def download_or_twin(options) -> Path:
     path = None
 
     def fetch():
-        import utils_hub
-
         nonlocal path
-        folder = utils_hub.fetch(HUB_REPOSITORY, "model", [DEFAULT_MODEL], options.data_dir)
+        folder = utils_data.from_hub(HUB_REPOSITORY, "model", [DEFAULT_MODEL], options.data_dir)
         path = folder / DEFAULT_MODEL
 
-    if utils.choose_data(options.data, fetch) == "real":
+    if utils_data.choose_data(options.data, fetch) == "real":
         return path
     utils_llama.require_installed("gguf", "gguf")
     return synthetic_gguf.ensure_twin(

@@ -16,6 +16,7 @@ Model: torchvision's ResNet50 with 100 classes, untrained. Data: 50,000 images o
 from urllib.error import URLError
 
 import utils
+import utils_data
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -56,16 +57,15 @@ def fetch(options) -> None:
     except RuntimeError:
         pass  # not there, or damaged: torchvision fetches it again
     if not archive.exists():
-        utils.require_reachable(CIFAR100.url)
+        utils_data.require_reachable(CIFAR100.url)
     try:
         CIFAR100(options.data_dir, download=True)
     except (ConnectionError, TimeoutError, URLError) as error:
-        raise utils.DataUnreachable(f"the download of {CIFAR100.url} broke off ({error})") from None
-    except (OSError, RuntimeError) as error:
-        raise utils.UserError(
-            f"--data_dir={options.data_dir}: CIFAR100 could not be put there ({error}); "
-            f"delete {archive} and try again"
+        raise utils_data.DataUnreachable(
+            f"the download of {CIFAR100.url} broke off ({error})"
         ) from None
+    except (OSError, RuntimeError) as error:
+        raise utils_data.unreadable("CIFAR100", error, archive, options.data_dir) from None
 
 
 def load_data(options) -> InMemoryImages:
@@ -99,7 +99,7 @@ def prepare(options) -> dict:
     import utils_pytorch
 
     device = utils_pytorch.start(options)
-    data = utils.choose_data(options.data, lambda: fetch(options))
+    data = utils_data.choose_data(options.data, lambda: fetch(options))
     return utils_pytorch.facts(device) | {"data": data}
 
 

@@ -18,6 +18,7 @@ pictures that cost the same to decode, and reads them from memory.
 """
 
 import utils
+import utils_data
 import utils_machine
 from utils_clock import WARMUP_STEPS
 
@@ -46,10 +47,8 @@ def food101(options):
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowInvalid
 
-    import utils_hub
-
     shards = "data/train-*.parquet"
-    folder = utils_hub.fetch("ethz/food101", "dataset", [shards], options.data_dir)
+    folder = utils_data.from_hub("ethz/food101", "dataset", [shards], options.data_dir)
     try:
         # Parquet is unpacked once, into files that can be read at random through the page cache.
         return load_dataset(
@@ -59,11 +58,7 @@ def food101(options):
             cache_dir=str(options.data_dir / "datasets"),
         )
     except (ArrowInvalid, DatasetGenerationError, OSError) as error:
-        problem = str(error.__cause__ or error).partition("\n")[0]
-        raise utils.UserError(
-            f"--data_dir={options.data_dir}: Food101 cannot be unpacked there ({problem}); "
-            f"delete {folder.parents[1]} and try again"
-        ) from None
+        raise utils_data.unreadable("Food101", error, folder.parents[1], options.data_dir) from None
 
 
 def synthetic_food101():
@@ -157,7 +152,7 @@ def prepare(options) -> dict:
     import utils_pytorch
 
     device = utils_pytorch.start(options)
-    data = utils.choose_data(options.data, lambda: food101(options))
+    data = utils_data.choose_data(options.data, lambda: food101(options))
     return utils_pytorch.facts(device) | {"data": data}
 
 

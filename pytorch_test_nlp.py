@@ -19,7 +19,7 @@ Model: DistilBERT base uncased; its top block and the two layers of its head are
 from tempfile import TemporaryDirectory
 
 import utils
-import utils_hub
+import utils_data
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -59,17 +59,15 @@ def real_tokens(options, split: str):
     from pyarrow import ArrowInvalid
     from transformers import AutoTokenizer
 
-    reviews = utils_hub.fetch(DATASET, "dataset", [f"plain_text/{split}-*"], options.data_dir)
-    weights = utils_hub.fetch(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
+    reviews = utils_data.from_hub(DATASET, "dataset", [f"plain_text/{split}-*"], options.data_dir)
+    weights = utils_data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
     files = sorted(map(str, reviews.glob(f"plain_text/{split}-*.parquet")))
     cache = options.data_dir / "imdb"
     try:
         dataset = Dataset.from_parquet(files, cache_dir=str(cache))
     except (ArrowInvalid, DatasetGenerationError) as error:
-        problem = error.__cause__ or error
-        raise utils.UserError(
-            f"--data_dir={options.data_dir}: {DATASET} cannot be read ({problem}); "
-            f"delete {reviews.parent.parent} and try again"
+        raise utils_data.unreadable(
+            DATASET, error, reviews.parent.parent, options.data_dir
         ) from None
     # Loaded anew for each split: one that was used has another fingerprint, and nothing is reused.
     return dataset.map(
@@ -154,15 +152,14 @@ def load_model(options):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     if options.data == "real":
-        weights = utils_hub.fetch(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
+        weights = utils_data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
         try:
             model = DistilBertForSequenceClassification.from_pretrained(
                 weights, dtype=torch.float32
             )
         except (SafetensorError, OSError) as error:
-            raise utils.UserError(
-                f"--data_dir={options.data_dir}: {WEIGHTS} cannot be read ({error}); "
-                f"delete {weights.parent.parent} and try again"
+            raise utils_data.unreadable(
+                WEIGHTS, error, weights.parent.parent, options.data_dir
             ) from None
     else:
         model = DistilBertForSequenceClassification(DistilBertConfig())
@@ -186,7 +183,7 @@ def prepare(options) -> dict:
         # Trainer would train in float32 without a word.
         raise utils.UsageError("--precision=fp16: Trainer cannot do it on cpu; use bf16 or fp32")
     transformers.logging.set_verbosity_error()
-    data = utils.choose_data(options.data, lambda: fetch(options))
+    data = utils_data.choose_data(options.data, lambda: fetch(options))
     return utils_pytorch.facts(device) | {
         "data": data,
         "weights": "pretrained" if data == "real" else "random",

@@ -17,6 +17,7 @@ Model: Keras' ResNet50 with 100 classes, untrained. Data: 50,000 images of 32x32
 """
 
 import utils
+import utils_data
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -37,9 +38,8 @@ SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
 
 def fetch(options):
     """Path of CIFAR100's archive, brought into the data directory and checked."""
-    import utils_tensorflow
 
-    return utils_tensorflow.download(URL, SHA256, options.data_dir)
+    return utils_data.download(URL, SHA256, options.data_dir)
 
 
 def load_data(options):
@@ -88,7 +88,7 @@ def prepare(options) -> dict:
     import utils_tensorflow
 
     device = utils_tensorflow.start(options)
-    data = utils.choose_data(options.data, lambda: fetch(options))
+    data = utils_data.choose_data(options.data, lambda: fetch(options))
     return utils_tensorflow.facts(device) | {"data": data}
 
 

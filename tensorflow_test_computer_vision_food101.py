@@ -24,6 +24,7 @@ them from memory.
 import shutil
 
 import utils
+import utils_data
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -61,7 +62,7 @@ def food101(options):
     if builder.data_path.exists():
         return builder
     (url,) = builder.url_infos
-    utils.require_reachable(url)
+    utils_data.require_reachable(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < DISK_BYTES:
@@ -70,13 +71,9 @@ def food101(options):
             )
         builder.download_and_prepare()
     except (DownloadError, RequestException) as error:
-        raise utils.DataUnreachable(f"the download of {url} broke off ({error})") from None
+        raise utils_data.DataUnreachable(f"the download of {url} broke off ({error})") from None
     except (ExtractError, NonMatchingChecksumError, OSError, tf.errors.OpError) as error:
-        problem = str(error).partition("\n")[0]
-        raise utils.UserError(
-            f"--data_dir={options.data_dir}: Food101 could not be put there ({problem}); "
-            f"delete {folder} and try again"
-        ) from None
+        raise utils_data.unreadable("Food101", error, folder, options.data_dir) from None
     return builder
 
 
@@ -150,7 +147,7 @@ def prepare(options) -> dict:
     import utils_tensorflow
 
     device = utils_tensorflow.start(options)
-    data = utils.choose_data(options.data, lambda: food101(options))
+    data = utils_data.choose_data(options.data, lambda: food101(options))
     return utils_tensorflow.facts(device) | {"data": data}
 
 

@@ -18,6 +18,7 @@ row's configuration. Data: 25,000 reviews as token ids, cut or padded to 200.
 """
 
 import utils
+import utils_data
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -57,9 +58,8 @@ def check(options) -> None:
 
 def fetch(options):
     """Path of the reviews, brought into the data directory and checked."""
-    import utils_tensorflow
 
-    return utils_tensorflow.download(URL, SHA256, options.data_dir)
+    return utils_data.download(URL, SHA256, options.data_dir)
 
 
 def load_data(options):
@@ -112,7 +112,7 @@ def prepare(options) -> dict:
     import utils_tensorflow
 
     device = utils_tensorflow.start(options)
-    data = utils.choose_data(options.data, lambda: fetch(options))
+    data = utils_data.choose_data(options.data, lambda: fetch(options))
     return utils_tensorflow.facts(device) | {"data": data}
 
 

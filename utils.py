@@ -1,4 +1,4 @@
-"""What every script shares: command line, data choice, sweep. Imports no ML framework.
+"""What every script shares: command line and sweep. Imports no ML framework.
 
 A sweep measures every batch size in a fresh process, so that memory of one never leaks into the
 next and a crash costs one row. A row is saved the moment its batch size ends.
@@ -11,13 +11,9 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,10 +36,6 @@ from utils_results import (
 )
 
 PROJECT_VERSION = "0.1.0"  # raised whenever a number's meaning changes
-
-
-class DataUnreachable(Exception):
-    """The real data is neither on disk nor to be had over the network."""
 
 
 @dataclass(frozen=True)
@@ -151,50 +143,6 @@ def machine_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, '_', '-', '.'")
     return text
-
-
-# Data
-
-
-def choose_data(data: str, fetch: Callable[[], None]) -> str:
-    """`real` once `fetch` has brought the data, else `synthetic` where `data` allows it.
-
-    Raises:
-        UserError: `data` is `real` and cannot be reached.
-    """
-    if data == "synthetic":
-        return data
-    # A download that stalls is a network failure too.
-    socket.setdefaulttimeout(30)
-    try:
-        fetch()
-    except DataUnreachable as error:
-        if data == "real":
-            fix = "connect to the network, put the data there by hand, or use --data=synthetic"
-            raise UserError(f"--data=real: {error}; {fix}") from None
-        tqdm.write(f"{error}: measuring on synthetic data that costs the same work.")
-        return "synthetic"
-    return "real"
-
-
-def require_reachable(url: str, timeout: float = 10.0) -> None:
-    """Raises DataUnreachable unless the server of `url` says within `timeout` s that it has it."""
-    problem = ["no answer within 10 seconds"]
-
-    def ask():
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=timeout).close()
-            problem[0] = None
-        except (urllib.error.URLError, OSError) as error:
-            problem[0] = str(getattr(error, "reason", error))
-
-    # In a thread, because a name look-up without network can hang for longer than the timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if problem[0]:
-        raise DataUnreachable(f"{url} cannot be reached ({problem[0]})")
 
 
 # The sweep

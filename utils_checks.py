@@ -77,7 +77,7 @@ def pairs_of(quick: bool) -> int:
 
 def clock(quick: bool) -> list[Finding]:
     train_step, synchronize, read_back = resnet50_step()
-    seconds = 20 if quick else 60
+    seconds = 20 if quick else 40
     truth = reported_over_true(train_step, synchronize, read_back, seconds)
     return [at_most("clock's rate beside a stopwatch's, off by", 100 * abs(truth - 1), 3, "%")]
 
@@ -209,7 +209,7 @@ def pipeline_food101(quick: bool) -> list[Finding]:
     benchmark_food101.consume(loader)  # starts the workers
     delivered = pictures / timed(lambda: benchmark_food101.consume(loader))
     train_step, synchronize, _ = resnet50_step(BATCH_SIZE, image_size=224)
-    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()), times=2)
+    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
     return [
         at_least("Food101 loader / (JPEG decoding x cores)", share, 0.85),
         at_least("Food101 loader / what the device trains", delivered / eaten, 1),
@@ -225,7 +225,7 @@ def pipeline_imdb(quick: bool) -> list[Finding]:
     batch = script.pad([reviews[i] for i in range(BATCH_SIZE)])
     copied = BATCH_SIZE / shortest_seconds(batch["input_ids"].clone)
     train_step, synchronize = distilbert_step(batch)
-    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()), times=2)
+    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
     return [
         figure("IMDB loader, share of a plain memory copy", 100 * delivered / copied, "%"),
         at_least("IMDB loader / what the device trains", delivered / eaten, 2),
@@ -244,11 +244,11 @@ def distilbert_step(batch: dict):
     return lambda: model(**batch).loss.backward(), utils_pytorch.synchronize(device)
 
 
-def shortest_seconds(work, times: int = 5) -> float:
-    """Seconds of the fastest of `times` runs of `work`, after one that warms up."""
+def shortest_seconds(work) -> float:
+    """Seconds of the fastest of five runs of `work`, fewer when it is slow, after a warm-up."""
     work()
     seconds = []
-    for _ in range(times):
+    while len(seconds) < 5 and sum(seconds) < 5:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)

@@ -189,15 +189,12 @@ def steady_windows(windows: list[Window]) -> list[Window]:
 def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     """Samples per second over all steady windows, and the half-width of its 95 % interval.
 
-    A machine's speed wanders over tens of seconds (heat, clock frequency, neighbours), so that
-    neighbouring windows are alike, and averaging for longer does not make the mean as certain as
-    the number of windows promises. The windows are therefore put together to batch means of
-    square-root-of-n windows each (Flegal and Jones, "Batch means and spectral variance estimators
-    in Markov chain Monte Carlo", Annals of Statistics 38, 2010), and their spread is not divided by
-    the root of their number: under such flicker noise the deviation of a mean stays the same
-    however long one averages (Allan, "Statistics of atomic frequency standards", Proceedings of the
-    IEEE 54, 1966). On a machine without it the interval is wider than need be. None with fewer than
-    two windows.
+    The half-width is Student's t times the standard deviation of the windows' rates, not divided by
+    the root of their number: a machine's speed wanders over tens of seconds (heat, clock frequency,
+    neighbours), so that neighbouring windows are alike, and under such flicker noise a mean gets no
+    more certain however long one averages (Allan, "Statistics of atomic frequency standards",
+    Proceedings of the IEEE 54, 1966). On a machine without it the interval is wider than need be.
+    None with fewer than two windows.
     """
     windows = steady_windows(windows)
     if not windows:
@@ -207,12 +204,8 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
         return rate, None
     from scipy.stats import t
 
-    size = math.isqrt(len(windows)) if len(windows) >= 4 else 1
-    count = len(windows) // size
-    # The oldest windows are left out where the number does not divide evenly.
-    rest = windows[len(windows) - count * size :]
-    means = [rate_of(rest[i : i + size]) for i in range(0, len(rest), size)]
-    return rate, float(t.ppf(0.975, count - 1)) * statistics.stdev(means)
+    spread = statistics.stdev(window.rate for window in windows)
+    return rate, float(t.ppf(0.975, len(windows) - 1)) * spread
 
 
 def rate_of(windows: list[Window]) -> float:

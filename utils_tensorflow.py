@@ -1,20 +1,16 @@
 """The one TensorFlow protocol: device, precision, timed `model.fit`, device-only probe, FLOPs."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import math
 import os
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-import utils
 import utils_machine
 from utils import UsageError, UserError
 from utils_clock import WARMUP_STEPS, Clock, probe_device
@@ -190,40 +186,6 @@ def card_bytes(name: str) -> int | None:
 
 
 # Data
-
-
-def download(url: str, sha256: str, data_dir: Path) -> Path:
-    """The file of `url` in `data_dir`, fetched once, with its check sum verified.
-
-    Raises:
-        DataUnreachable: the server does not answer, or breaks off.
-        UserError: it cannot be written to `data_dir`, or its check sum is wrong.
-    """
-    path = data_dir / url.rpartition("/")[2]
-    try:
-        if not path.exists():
-            utils.require_reachable(url)
-            data_dir.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.part")
-            with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-
-                def progress(blocks: int, block_size: int, total: int):
-                    bar.total = total if total > 0 else None
-                    bar.update(blocks * block_size - bar.n)
-
-                urllib.request.urlretrieve(url, partial, progress)
-            partial.rename(path)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-        raise utils.DataUnreachable(f"the download of {url} broke off ({error})") from None
-    except OSError as error:
-        raise UserError(
-            f"--data_dir={data_dir}: {path.name} cannot be put there ({error.strerror})"
-        ) from None
-    if found != sha256:
-        raise UserError(f"{path} is damaged (wrong check sum); delete it and try again")
-    return path
 
 
 def in_memory_batches(features, labels, batch_size: int):

@@ -100,10 +100,10 @@ def test_interval_and_sustained_ratio_by_hand():
     assert sustained_ratio(windows) == pytest.approx(1.4)
 
 
-def test_interval_by_hand_of_batch_means():
-    # Sixteen windows make four batches, of 10, 11, 12 and 13 samples per second.
-    windows = [Window(1, mean + side, 1.0, True) for mean in range(10, 14) for side in (-3, 3) * 2]
-    assert steady_rate(windows)[1] == pytest.approx(3.182 * (5 / 3) ** 0.5, rel=1e-3)
+def test_interval_does_not_narrow_with_the_number_of_windows():
+    short, long = ([Window(1, 12 + side, 1.0, True) for side in (-1, 1) * n] for n in (25, 2500))
+    assert steady_rate(short)[1] == pytest.approx(2.01 * (50 / 49) ** 0.5, rel=1e-3)
+    assert steady_rate(long)[1] == pytest.approx(1.96, rel=1e-3)
 
 
 def coverage(half_width, wander_windows, count=20, runs=300):

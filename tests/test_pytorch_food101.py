@@ -121,7 +121,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
 CHOOSE = """
 for data in ("auto", "real"):
     try:
-        print(utils.choose_data(data, lambda: script.food101(options)))
+        print(utils_data.choose_data(data, lambda: script.food101(options)))
     except utils.UserError as error:
         print(error)
 """

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytorch_test_nlp as script
 import utils
-import utils_hub
+import utils_data
 import utils_pytorch
 import utils_trainer
 from utils_clock import Clock
@@ -180,7 +180,7 @@ def test_damaged_weights_are_an_error_whose_remedy_works(imdb, options):
 
 def test_damaged_reviews_are_an_error_whose_remedy_works(imdb, options):
     patterns = ["plain_text/train-*"]
-    folder = utils_hub.fetch("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
+    folder = utils_data.from_hub("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
     (file,) = folder.rglob("*.parquet")
     file.resolve().write_bytes(b"PAR1" * 9)
     with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read") as caught:
