@@ -55,7 +55,7 @@ def loader_ratio(batch_size: int, rounds: int = 3) -> float:
     return statistics.median(loader_rate(ours) / loader_rate(usual) for _ in range(rounds))
 
 
-def loop_ratio(batch_size: int = 8, steps: int = 12, pairs: int = 10) -> float:
+def loop_ratio(batch_size: int = 8, steps: int = 6, pairs: int = 10) -> float:
     """Median over interleaved pairs of the bare loop's seconds divided by the script's own.
 
     The batches are small, so that what the clock costs per step weighs more than in a benchmark.

@@ -25,7 +25,7 @@ OPTIONS = argparse.Namespace(
 )
 
 
-def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 12) -> float:
+def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 6) -> float:
     """Median over interleaved pairs of plain `fit`'s seconds divided by those under the clock.
 
     The batches are small, so that what the clock costs per step weighs more than in a benchmark.

@@ -204,9 +204,9 @@ def pipeline_food101(quick: bool) -> list[Finding]:
     from utils_benchmark import timed
 
     pictures, pairs = (512, 3) if quick else (2048, 5)
-    share = benchmark_food101.pipeline_share(pictures, pairs)
-    loader = benchmark_food101.our_loader(benchmark_food101.synthetic_rows(pictures))
-    benchmark_food101.consume(loader)  # starts the workers
+    rows = benchmark_food101.synthetic_rows(pictures)
+    loader = benchmark_food101.our_loader(rows)
+    share = benchmark_food101.pipeline_share(rows, loader, pairs)
     delivered = pictures / timed(lambda: benchmark_food101.consume(loader))
     train_step, synchronize, _ = resnet50_step(BATCH_SIZE, image_size=224)
     eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))

@@ -10,6 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from result_files import MACHINES, training_row, write_machine
+
+import utils
+from utils_results import read_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -127,6 +131,49 @@ def test_everything_the_readme_runs_is_run_by_a_test_or_the_quickstart():
     for script in {name for name, _ in CALLS}:
         assert script in QUICKSTART or Path(script).stem in TESTS, script
     assert all(script in QUICKSTART for script in EXPERIMENTS)
+
+
+TRAININGS = [call for call in CALLS if call[0] in EXPERIMENTS and call[0] != "llama2_test.py"]
+
+
+@pytest.mark.parametrize("script, arguments", TRAININGS)
+def test_a_training_command_measures_what_it_says(script, arguments, tmp_path, monkeypatch):
+    """The whole command runs, but for preparing and training."""
+    trained = []
+    row = training_row("M", 32, 1.0, 32, power="mains")
+    facts = {name: row[name] for name in ("machine", "data", "device", "framework", "power")}
+
+    def stand_in(function, *given):
+        if function.__name__ == "prepare":
+            return {"status": "ok", "value": facts}
+        trained.append((given[0], given[1].epochs, given[1].max_seconds))
+        return {"status": "ok", "value": row | {"batch_size": given[0]}}
+
+    monkeypatch.setattr(utils, "run_in_fresh_process", stand_in)
+    monkeypatch.setattr(utils, "other_load", lambda: (0.0, ""))
+    monkeypatch.setattr(utils.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert not ended.value.code
+    _, options = parse(script, arguments)
+    per_size = (options["epochs"], options["max_seconds"])
+    wanted = [(size, *per_size) for size in options["batch_sizes"]] * options["repeats"]
+    assert sorted(trained) == sorted(wanted)
+    (path,) = tmp_path.glob(f"results/results_{script.partition('_')[0]}_*/M_*_results.csv")
+    _, rows = read_rows(path)
+    assert [int(row["batch_size"]) for row in rows] == [size for size, *_ in trained]
+
+
+@pytest.mark.parametrize("arguments", [words for name, words in CALLS if "compare" in name])
+def test_a_comparison_command_finds_its_machines(arguments, tmp_path, monkeypatch, capsys):
+    for machine in MACHINES[:5]:
+        write_machine(tmp_path / "results", machine, speed=1.0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare_results.py", *arguments])
+    runpy.run_path(str(ROOT / "compare_results.py"), run_name="__main__")
+    assert "NVIDIA_TITAN_RTX_24GB" in capsys.readouterr().out
 
 
 def test_quickstart_parses():
