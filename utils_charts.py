@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from utils import PROJECT_VERSION
 from utils_evidence import best_evidence, is_good, relative_speeds, token_rates
 from utils_experiments import BY_CHART, LLM_CHART, LLM_TITLE, TRAINING
+from utils_report import input_bound
 from utils_tables import OLDER, OURS, Results
 
 # Twelve colours that stay apart for colour-blind readers (M. Krzywinski's palette,
@@ -287,9 +288,9 @@ def waiting_label(row) -> str:
     text = (
         f"{row['series']}\n{three_digits(row['samples_per_second'])} at batch {row['batch_size']:g}"
     )
-    waited = row["input_bound_percent"]
-    # From the same 10 % on the terminal calls a run input bound.
-    return text + (f", waited for data: {waited:.0f} % slower" if waited > 10 else "")
+    if input_bound(row):
+        text += f", waited for data: {row['input_bound_percent']:.0f} % slower"
+    return text
 
 
 # All experiments at once

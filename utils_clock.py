@@ -16,6 +16,7 @@ from tqdm import tqdm
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
 PROBE_SECONDS = 5.0  # length of the device-only probe
+PARTS = 20  # of a run, whose spread is its interval
 
 
 class Window(NamedTuple):
@@ -189,12 +190,13 @@ def steady_windows(windows: list[Window]) -> list[Window]:
 def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     """Samples per second over all steady windows, and the half-width of its 95 % interval.
 
-    The half-width is Student's t times the standard deviation of the windows' rates, not divided by
-    the root of their number: a machine's speed wanders over tens of seconds (heat, clock frequency,
-    neighbours), so that neighbouring windows are alike, and under such flicker noise a mean gets no
-    more certain however long one averages (Allan, "Statistics of atomic frequency standards",
-    Proceedings of the IEEE 54, 1966). On a machine without it the interval is wider than need be.
-    None with fewer than two windows.
+    The half-width is Student's t times the standard deviation of the rates of the run's parts, some
+    twenty of as many windows each (single ones where there are fewer than forty). It is not divided
+    by the root of their number: a machine's speed wanders over tens of seconds (heat, clock
+    frequency, neighbours), so that neighbouring windows are alike, and under such flicker noise a
+    mean gets no more certain however long one averages (Allan, "Statistics of atomic frequency
+    standards", Proceedings of the IEEE 54, 1966). On a machine without it the interval is wider
+    than need be. None with fewer than two windows.
     """
     windows = steady_windows(windows)
     if not windows:
@@ -204,8 +206,11 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
         return rate, None
     from scipy.stats import t
 
-    spread = statistics.stdev(window.rate for window in windows)
-    return rate, float(t.ppf(0.975, len(windows) - 1)) * spread
+    size = max(1, len(windows) // PARTS)
+    # The oldest windows are left out where the number does not divide evenly.
+    rest = windows[len(windows) % size :]
+    rates = [rate_of(rest[i : i + size]) for i in range(0, len(rest), size)]
+    return rate, float(t.ppf(0.975, len(rates) - 1)) * statistics.stdev(rates)
 
 
 def rate_of(windows: list[Window]) -> float:

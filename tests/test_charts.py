@@ -182,12 +182,15 @@ def test_where_the_device_waited(tmp_path):
     write(tmp_path, "A", 32, 100.0, input_bound_percent=40.0, compute_samples_per_second=833.0)
     write(tmp_path, "B", 32, 100.0, input_bound_percent=1.0, compute_samples_per_second=505.0)
     write(tmp_path, "B", 64, 200.0)
+    noisy = {"samples_per_second_ci95": 150.0, "compute_samples_per_second": 640.0}
+    write(tmp_path, "C", 32, 100.0, input_bound_percent=22.0, **noisy)
     (axes,) = charts.samples_per_second(load_results(tmp_path)).axes
-    assert sorted(bar.get_width() for bar in axes.patches) == [500, 500, 505, 833]
+    assert sorted(bar.get_width() for bar in axes.patches) == [500, 500, 500, 505, 640, 833]
     labels = sorted(label.get_text() for label in axes.get_yticklabels())
     assert labels == [
         "A\n500 at batch 32, waited for data: 40 % slower",
         "B\n500 at batch 32",
+        "C\n500 at batch 32",
     ]
 
 
