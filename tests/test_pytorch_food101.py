@@ -75,7 +75,7 @@ def run(code: str, data_dir: Path) -> list[str]:
 import argparse, json, sys
 from pathlib import Path
 import pytorch_test_computer_vision_food101 as script
-import utils
+import utils, utils_data
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
     channels_last=False, seed=1, epochs=1, max_seconds=None,
