@@ -25,9 +25,9 @@ quickstart: $(READY)
 	$(PY) pytorch_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
 	$(PY) pytorch_test_computer_vision_food101.py $(TRAIN) --batch_sizes=4 --max_seconds=5
 	$(PY) pytorch_test_nlp.py $(TRAIN) --batch_sizes=4 --max_seconds=5
-	$(PY) tensorflow_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
+	$(PY) tensorflow_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes=32 --max_seconds=5
 	$(PY) tensorflow_test_computer_vision_food101.py $(TRAIN) --batch_sizes=4 --max_seconds=5
-	$(PY) tensorflow_test_nlp.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
+	$(PY) tensorflow_test_nlp.py $(TRAIN) --batch_sizes=32 --max_seconds=5
 	$(PY) llama2_test.py $(BRIEFLY) --synthetic_model=tinyllama-1.1b --num_questions=1 \
 		--num_times_per_question=2 --max_tokens=32 --bench_repetitions=1
 	@$(MAKE) --no-print-directory report RESULTS_DIR=quickstart
