@@ -26,7 +26,7 @@ from utils_benchmark import interleaved_ratio
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
-TOKENS = 64
+TOKENS = 32
 SEED, TEMPERATURE = 42, 0.8
 
 

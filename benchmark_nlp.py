@@ -35,10 +35,12 @@ OPTIONS = argparse.Namespace(
 )
 
 
-def make_trainer(model, dataset, batch_size: int, scratch: str, collate=script.pad) -> Trainer:
-    """The script's Trainer of `model` on `dataset`, silent."""
+def make_trainer(
+    model, dataset, batch_size: int, scratch: str, collate=script.pad, kind=Trainer
+) -> Trainer:
+    """A Trainer of `model` on `dataset` with the script's arguments, silent."""
     arguments = utils_trainer.training_arguments(batch_size, OPTIONS, CPU, scratch)
-    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=dataset)
+    trainer = kind(model, arguments, data_collator=collate, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -55,18 +57,19 @@ def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 60) -> float:
     dataset = Dataset.from_dict(rows).with_format("numpy")
     model = small_distilbert()
 
-    def train(*callbacks):
+    def bare():
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = make_trainer(model, dataset, batch_size, scratch)
-            for callback in callbacks:
-                trainer.add_callback(callback)
-            trainer.train()
+            make_trainer(model, dataset, batch_size, scratch).train()
 
     def with_clock():
         clock = Clock(batch_size, len(dataset), 1, utils_pytorch.synchronize(CPU))
-        train(utils_trainer.ClockCallback(clock))
+        kind = utils_trainer.TokenCountingTrainer
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = make_trainer(model, dataset, batch_size, scratch, kind=kind)
+            trainer.add_callback(utils_trainer.ClockCallback(clock, trainer))
+            trainer.train()
 
-    return interleaved_ratio(with_clock, train, pairs)
+    return interleaved_ratio(with_clock, bare, pairs)
 
 
 def loader_rate(batch_size: int = 32, samples: int = 4096, collate=script.pad) -> float:

@@ -205,7 +205,7 @@ def measure(batch_size: int, options) -> dict:
         arguments = utils_trainer.training_arguments(
             batch_size, options, device, scratch, learning_rate=LEARNING_RATE, weight_decay=0.01
         )
-        trainer = transformers.Trainer(
+        trainer = utils_trainer.TokenCountingTrainer(
             load_model(options),
             arguments,
             data_collator=pad,

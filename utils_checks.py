@@ -1,17 +1,17 @@
 """What selfcheck measures: each check is a function of `quick` that returns its findings."""
 
 import argparse
+import itertools
 import statistics
 import time
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 import utils
 from utils_clock import Clock, Window, rate_of, steady_rate, steady_windows
 
 BATCH_SIZE = 32
 SLICE_SECONDS = 10.0
+BLOCKS = 12  # of a long run, whose spread is the machine's noise
 MATRIX_PRODUCT = "matrix product, "  # before the precision, in the name of a finding
 
 
@@ -69,15 +69,15 @@ def overhead_llama2(quick: bool) -> list[Finding]:
 
 
 def pairs_of(quick: bool) -> int:
-    return 6 if quick else 12
+    return 6 if quick else 10
 
 
-# The clock, and the estimate that a short run gives
+# The clock; the estimate that a short run gives; and how steady a long one is
 
 
 def clock(quick: bool) -> list[Finding]:
     train_step, synchronize, read_back = resnet50_step()
-    seconds = 20 if quick else 40
+    seconds = 20 if quick else 30
     truth = reported_over_true(train_step, synchronize, read_back, seconds)
     return [at_most("clock's rate beside a stopwatch's, off by", 100 * abs(truth - 1), 3, "%")]
 
@@ -140,17 +140,17 @@ def reported_over_true(
     return statistics.median(r / t for r, t in zip(reported, true, strict=True))
 
 
-def estimate(quick: bool) -> list[Finding]:
+def long_run(quick: bool) -> list[Finding]:
+    """The same training step again and again: what a part of it would have said, and its spread."""
     train_step, synchronize, _ = resnet50_step()
-    seconds = 40 if quick else 120
-    run = Clock(BATCH_SIZE, BATCH_SIZE * 10**9, 1, synchronize, seconds)
+    run = Clock(BATCH_SIZE, BATCH_SIZE * 10**9, 1, synchronize, max_seconds=40 if quick else 100)
     run.start()
     while True:
         train_step()
         if run.step(BATCH_SIZE):
             break
     run.stop()
-    return judge_slices(run.windows)
+    return judge_slices(run.windows) + judge_blocks(block_rates(run.windows))
 
 
 def judge_slices(windows: list[Window]) -> list[Finding]:
@@ -178,6 +178,26 @@ def judge_slices(windows: list[Window]) -> list[Finding]:
     ]
 
 
+def block_rates(windows: list[Window]) -> list[float]:
+    """Samples per second in each of `BLOCKS` blocks of windows, about equal in number."""
+    edges = [i * len(windows) // BLOCKS for i in range(BLOCKS + 1)]
+    return [rate_of(windows[first:end]) for first, end in itertools.pairwise(edges)]
+
+
+def judge_blocks(rates: list[float]) -> list[Finding]:
+    """Spread and drift, and the smallest difference between two runs that means something."""
+    mean = statistics.mean(rates)
+    third = len(rates) // 3
+    drift = statistics.mean(rates[-third:]) / statistics.mean(rates[:third]) - 1
+    spread = statistics.stdev(rates) / mean
+    # Two runs differ by chance by less than 1.96 standard deviations of a difference.
+    noise = 1.96 * 2**0.5 * spread
+    return [
+        figure("same work, drift from first to last third", 100 * drift, "%"),
+        at_most("differences below this mean nothing", 100 * noise, 5, "%"),
+    ]
+
+
 # Pipelines: what the loaders deliver, against their ceiling and the device's appetite
 
 
@@ -191,8 +211,7 @@ def pipeline_cifar100(quick: bool) -> list[Finding]:
     loader = script.make_loader(data, BATCH_SIZE, torch.device("cpu"))
     delivered = statistics.median(loader_rate(loader) for _ in range(2 if quick else 5))
     copied = len(data) / shortest_seconds(data.images.clone)
-    train_step, synchronize, _ = resnet50_step()
-    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
+    eaten = appetite(resnet50_step)
     return [
         figure("CIFAR100 loader, share of a plain memory copy", 100 * delivered / copied, "%"),
         at_least("CIFAR100 loader / what the device trains", delivered / eaten, 2),
@@ -208,8 +227,7 @@ def pipeline_food101(quick: bool) -> list[Finding]:
     loader = benchmark_food101.our_loader(rows)
     share = benchmark_food101.pipeline_share(rows, loader, pairs)
     delivered = pictures / timed(lambda: benchmark_food101.consume(loader))
-    train_step, synchronize, _ = resnet50_step(BATCH_SIZE, image_size=224)
-    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
+    eaten = appetite(lambda batch_size: resnet50_step(batch_size, image_size=224))
     return [
         at_least("Food101 loader / (JPEG decoding x cores)", share, 0.85),
         at_least("Food101 loader / what the device trains", delivered / eaten, 1),
@@ -224,15 +242,14 @@ def pipeline_imdb(quick: bool) -> list[Finding]:
     reviews = script.load_tokens(benchmark_nlp.OPTIONS, "train")
     batch = script.pad([reviews[i] for i in range(BATCH_SIZE)])
     copied = BATCH_SIZE / shortest_seconds(batch["input_ids"].clone)
-    train_step, synchronize = distilbert_step(batch)
-    eaten = BATCH_SIZE / shortest_seconds(lambda: (train_step(), synchronize()))
+    eaten = appetite(lambda batch_size: distilbert_step(reviews, batch_size))
     return [
         figure("IMDB loader, share of a plain memory copy", 100 * delivered / copied, "%"),
         at_least("IMDB loader / what the device trains", delivered / eaten, 2),
     ]
 
 
-def distilbert_step(batch: dict):
+def distilbert_step(reviews, batch_size: int):
     """Forward and backward pass of DistilBERT on a batch, and the protocol's `synchronize`."""
     import benchmark_nlp
     import pytorch_test_nlp as script
@@ -240,8 +257,31 @@ def distilbert_step(batch: dict):
 
     device = utils_pytorch.choose_device("auto")
     model = script.load_model(benchmark_nlp.OPTIONS).to(device)
+    batch = script.pad([reviews[i] for i in range(batch_size)])
     batch = {name: part.to(device) for name, part in batch.items()}
     return lambda: model(**batch).loss.backward(), utils_pytorch.synchronize(device)
+
+
+def appetite(make_step) -> float:
+    """Samples per second that the device trains, at the best of a few batch sizes.
+
+    They are doubled from 8 to 64, until a step takes longer than a second.
+
+    Args:
+        make_step: makes a training step of a batch size and a `synchronize`.
+    """
+    best, batch_size, took = 0.0, 8, 0.0
+    while took < 1 and batch_size <= 64:
+        train_step, synchronize, *_ = make_step(batch_size)
+        took = step_seconds(train_step, synchronize)
+        best = max(best, batch_size / took)
+        batch_size *= 2
+    return best
+
+
+def step_seconds(train_step, synchronize) -> float:
+    """Seconds of the fastest of a few steps, each waited for."""
+    return shortest_seconds(lambda: (train_step(), synchronize()))
 
 
 def shortest_seconds(work) -> float:
@@ -253,42 +293,6 @@ def shortest_seconds(work) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-# Steadiness: the same work again and again
-
-
-def steadiness(quick: bool) -> list[Finding]:
-    multiply, _ = matrix_product("fp32", 1024)
-    blocks = repeat(multiply, blocks=12, block_seconds=1.0 if quick else 5.0)
-    return judge_blocks(blocks)
-
-
-def repeat(work, blocks: int, block_seconds: float) -> list[float]:
-    """Repetitions per second of `work` in each of so many blocks of time."""
-    work()
-    rates = []
-    for _ in tqdm(range(blocks), desc="steadiness", leave=False, disable=None):
-        count, start = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < block_seconds:
-            work()
-            count += 1
-        rates.append(count / seconds)
-    return rates
-
-
-def judge_blocks(rates: list[float]) -> list[Finding]:
-    """Spread and drift, and the smallest difference between two runs that means something."""
-    mean = statistics.mean(rates)
-    third = len(rates) // 3
-    drift = statistics.mean(rates[-third:]) / statistics.mean(rates[:third]) - 1
-    spread = statistics.stdev(rates) / mean
-    # Two runs differ by chance by less than 1.96 standard deviations of a difference.
-    noise = 1.96 * 2**0.5 * spread
-    return [
-        figure("same work, drift from first to last third", 100 * drift, "%"),
-        at_most("differences below this mean nothing", 100 * noise, 5, "%"),
-    ]
 
 
 # Ceilings: what the device can do at best
@@ -355,10 +359,9 @@ CHECKS = [
     overhead_tensorflow,
     overhead_llama2,
     clock,
-    estimate,
+    long_run,
     pipeline_cifar100,
     pipeline_food101,
     pipeline_imdb,
-    steadiness,
     ceilings,
 ]

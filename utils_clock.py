@@ -24,6 +24,7 @@ class Window(NamedTuple):
 
     steps: int
     samples: int
+    work: int  # what the steps' time is proportional to: samples, or the padded tokens of texts
     seconds: float
     whole: bool  # False when a smaller, last batch of an epoch is among the steps
 
@@ -68,6 +69,7 @@ class Clock:
         self.now = now
         self.steps = 0
         self.samples = 0
+        self.work = 0
         self.first_step_seconds = None
         self.steady_start = None
         self.total_seconds = None
@@ -91,12 +93,19 @@ class Clock:
         self.start_time = self.now()
         self._open_window(self.start_time)
 
-    def step(self, samples: int, steps: int = 1) -> bool:
-        """Count `steps` optimizer updates on `samples` samples; True when the time is up."""
-        self.steps += steps
+    def step(self, samples: int, work: int | None = None) -> bool:
+        """Count an optimizer update on `samples` samples; True when the time is up.
+
+        Args:
+            work: padded tokens, where samples differ in size; default: `samples`.
+        """
+        work = samples if work is None else work
+        self.steps += 1
         self.samples += samples
-        self._window_steps += steps
+        self.work += work
+        self._window_steps += 1
         self._window_samples += samples
+        self._window_work += work
         if self.first_step_seconds is None:
             self.first_step_seconds = self._close_window().seconds
             self._first_samples = samples
@@ -168,6 +177,7 @@ class Clock:
         self._window_start = start
         self._window_steps = 0
         self._window_samples = 0
+        self._window_work = 0
 
     def _close_window(self) -> Window:
         self.synchronize()
@@ -175,6 +185,7 @@ class Clock:
         window = Window(
             steps=self._window_steps,
             samples=self._window_samples,
+            work=self._window_work,
             seconds=end - self._window_start,
             whole=self._window_samples == self._window_steps * self.batch_size,
         )
@@ -197,6 +208,9 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     mean gets no more certain however long one averages (Allan, "Statistics of atomic frequency
     standards", Proceedings of the IEEE 54, 1966). On a machine without it the interval is wider
     than need be. None with fewer than two windows.
+
+    Where samples differ in size, that is the spread of the work per second; the spread of the work
+    per sample is added, divided by the root of the number of parts, because samples are shuffled.
     """
     windows = steady_windows(windows)
     if not windows:
@@ -209,8 +223,11 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     size = max(1, len(windows) // PARTS)
     # The oldest windows are left out where the number does not divide evenly.
     rest = windows[len(windows) % size :]
-    rates = [rate_of(rest[i : i + size]) for i in range(0, len(rest), size)]
-    return rate, float(t.ppf(0.975, len(rates) - 1)) * statistics.stdev(rates)
+    parts = [rest[i : i + size] for i in range(0, len(rest), size)]
+    speeds = relative_spread([speed_of(part) for part in parts])
+    sizes = relative_spread([speed_of(part) / rate_of(part) for part in parts])
+    factor = float(t.ppf(0.975, len(parts) - 1))
+    return rate, rate * factor * math.hypot(speeds, sizes / len(parts) ** 0.5)
 
 
 def rate_of(windows: list[Window]) -> float:
@@ -218,24 +235,38 @@ def rate_of(windows: list[Window]) -> float:
     return sum(w.samples for w in windows) / sum(w.seconds for w in windows)
 
 
+def speed_of(windows: list[Window]) -> float:
+    """Work per second over `windows`."""
+    return sum(w.work for w in windows) / sum(w.seconds for w in windows)
+
+
+def relative_spread(values: list[float]) -> float:
+    """Standard deviation over mean."""
+    return statistics.stdev(values) / statistics.mean(values)
+
+
 def sustained_ratio(windows: list[Window]) -> float | None:
-    """Rate of the last third of the windows over the first third; None with fewer than three."""
+    """Speed of the last third of the windows over the first third; None with fewer than three."""
     windows = steady_windows(windows)
     third = len(windows) // 3
     if not third:
         return None
-    return rate_of(windows[-third:]) / rate_of(windows[:third])
+    return speed_of(windows[-third:]) / speed_of(windows[:third])
 
 
 def probe_device(
-    train_step: Callable[[], None], batch_size: int, synchronize: Callable[[], None]
+    train_step: Callable[[], int], batch_size: int, synchronize: Callable[[], None]
 ) -> float:
-    """Samples per second of `train_step` on a batch that already lies on the device."""
+    """Work per second of `train_step` on a batch that already lies on the device.
+
+    Args:
+        train_step: one optimizer update; returns its work, as `Clock.step` takes it.
+    """
     clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
     clock.start(f"batch size {batch_size}, device only")
     time_is_up = False
     while not time_is_up or len(clock.windows) < 2:
-        train_step()
-        time_is_up = clock.step(batch_size)
+        work = train_step()
+        time_is_up = clock.step(batch_size, work)
     clock.stop()
-    return rate_of(clock.windows)
+    return speed_of(clock.windows)

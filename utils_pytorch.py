@@ -131,14 +131,19 @@ def measure_training(
     )
     batch, loss = train(train_step, loader, options.epochs, clock)
     images, labels = (part.to(device) for part in batch)
+
+    def train_step_on_device():
+        train_step(images, labels)
+        return batch_size
+
     return complete_row(
         clock,
         loss.item(),
         device,
-        train_step=lambda: train_step(images, labels),
+        train_step=train_step_on_device,
         # Two samples are enough: the work of a step grows with the batch.
         backward=lambda: forward_loss(model, images[:2], labels[:2]).backward(),
-        backward_samples=len(images[:2]),
+        backward_work=len(images[:2]),
     )
 
 
@@ -196,23 +201,25 @@ def train(train_step, loader, epochs: int, clock: Clock):
     return full_batch, losses / steps
 
 
-def complete_row(clock, train_loss, device, train_step, backward, backward_samples) -> dict:
+def complete_row(clock, train_loss, device, train_step, backward, backward_work) -> dict:
     """The measured columns of a row, once the clock has stopped.
 
     Args:
-        train_step: one optimizer update on a full batch that already lies on the device.
-        backward: forward and backward pass of the uncompiled model on `backward_samples` samples;
-            their floating-point operations are counted.
+        train_step: one optimizer update on a full batch that already lies on the device; returns
+            its work, as the clock was told it.
+        backward: forward and backward pass of the uncompiled model, of so much work as
+            `backward_work` says; their floating-point operations are counted.
     """
     row = clock.measurement()
     row["train_loss"] = train_loss
     row["peak_memory_gb"] = peak_memory_gb(device)
-    row["compute_samples_per_second"] = probe_device(
-        train_step, clock.batch_size, synchronize(device)
-    )
+    work_per_sample = clock.work / clock.samples
+    speed = probe_device(train_step, clock.batch_size, synchronize(device))
+    row["compute_samples_per_second"] = speed / work_per_sample
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
-        row["tflops_per_second"] = count_flops(backward) / backward_samples * rate / 1e12
+        flops_per_sample = count_flops(backward) / backward_work * work_per_sample
+        row["tflops_per_second"] = flops_per_sample * rate / 1e12
     return row
 
 

@@ -266,9 +266,12 @@ def measure_training(
     row["peak_memory_gb"] = peak_memory_gb(device)
     with tf.device(device.name):
         ((features, labels),) = [map(tf.identity, batch) for batch in dataset.take(1)]
-    row["compute_samples_per_second"] = probe_device(
-        lambda: model.train_function([(features, labels)]), batch_size, synchronize(model)
-    )
+
+    def train_step():
+        model.train_function([(features, labels)])
+        return batch_size
+
+    row["compute_samples_per_second"] = probe_device(train_step, batch_size, synchronize(model))
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
         row["tflops_per_second"] = count_flops(model, features, labels) / batch_size * rate / 1e12

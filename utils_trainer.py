@@ -60,11 +60,23 @@ def training_arguments(batch_size, options, device, scratch, **hyperparameters):
     )
 
 
+class TokenCountingTrainer(Trainer):
+    """A Trainer that knows how many tokens, padding included, its last step trained on.
+
+    They are the step's work: a batch is as slow as its longest text.
+    """
+
+    def training_step(self, model, inputs, *arguments):
+        self.tokens_of_step = inputs["input_ids"].numel()
+        return super().training_step(model, inputs, *arguments)
+
+
 class ClockCallback(TrainerCallback):
     """Starts, steps and stops a Clock, and ends the training when its time is up."""
 
-    def __init__(self, clock: Clock):
+    def __init__(self, clock: Clock, trainer: TokenCountingTrainer):
         self.clock = clock
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **_):
         self.clock.start()
@@ -72,7 +84,8 @@ class ClockCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         clock = self.clock
         left_of_epoch = clock.samples_per_epoch - clock.samples % clock.samples_per_epoch
-        if clock.step(min(clock.batch_size, left_of_epoch)):
+        samples = min(clock.batch_size, left_of_epoch)
+        if clock.step(samples, self.trainer.tokens_of_step):
             control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **_):
@@ -82,7 +95,7 @@ class ClockCallback(TrainerCallback):
             self.clock.stop()
 
 
-def measure_training(trainer: Trainer, device: torch.device, options) -> dict:
+def measure_training(trainer: TokenCountingTrainer, device: torch.device, options) -> dict:
     """Train under the shared clock, then probe the device alone; returns the measured columns.
 
     The model is left as the training left it: the probe's learning rate is 0.
@@ -102,7 +115,7 @@ def measure_training(trainer: Trainer, device: torch.device, options) -> dict:
         energy_meter(device.type, device.index or 0),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ClockCallback(clock))
+    trainer.add_callback(ClockCallback(clock, trainer))
     trainer.train()
     train_loss = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
     batches = full_batches(trainer, batch_size)
@@ -112,7 +125,7 @@ def measure_training(trainer: Trainer, device: torch.device, options) -> dict:
         device,
         train_step=make_train_step(trainer, batches),
         backward=lambda: backward_of_first_samples(trainer.model, batches),
-        backward_samples=len(batches),
+        backward_work=sum(batch["input_ids"].shape[1] for batch in batches),
     )
 
 
@@ -123,7 +136,10 @@ def full_batches(trainer: Trainer, batch_size: int) -> list[dict]:
 
 
 def make_train_step(trainer: Trainer, batches: list[dict]):
-    """One update as Trainer makes it, on the next of `batches` in turn; nothing is learnt."""
+    """One update as Trainer makes it, on the next of `batches` in turn; nothing is learnt.
+
+    It returns the number of tokens, padding included.
+    """
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
     next_batch = itertools.cycle(batches)
@@ -133,6 +149,7 @@ def make_train_step(trainer: Trainer, batches: list[dict]):
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.model_wrapped.zero_grad()
+        return trainer.tokens_of_step
 
     return train_step
 

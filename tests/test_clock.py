@@ -92,8 +92,12 @@ def test_run_too_short_for_a_steady_rate_has_none():
     assert row["avg_time_per_epoch"] > 0
 
 
+def window(samples):
+    return Window(1, samples, samples, 1.0, True)
+
+
 def test_interval_and_sustained_ratio_by_hand():
-    windows = [Window(1, samples, 1.0, True) for samples in (10, 12, 14)]
+    windows = [window(samples) for samples in (10, 12, 14)]
     rate, half_width = steady_rate(windows)
     assert rate == 12
     assert half_width == pytest.approx(4.303 * 2, rel=1e-3)
@@ -102,11 +106,10 @@ def test_interval_and_sustained_ratio_by_hand():
 
 def test_interval_by_hand_of_twentieths():
     # Parts of three windows, of 10 and 13 samples per second in turn; the first two are left over.
-    windows = [Window(1, 10 + 3 * (i // 3 % 2) + i % 3 - 1, 1.0, True) for i in range(60)]
-    left_over = [Window(1, 99, 1.0, True)] * 2
-    assert steady_rate(left_over + windows)[1] == pytest.approx(
-        2.093 * 1.5 * (20 / 19) ** 0.5, 1e-3
-    )
+    windows = [window(10 + 3 * (i // 3 % 2) + i % 3 - 1) for i in range(60)]
+    left_over = [window(99)] * 2
+    rate, half_width = steady_rate(left_over + windows)
+    assert half_width / rate == pytest.approx(2.093 * 1.5 * (20 / 19) ** 0.5 / 11.5, 1e-3)
 
 
 def coverage(half_width, wander_windows, count=20, runs=300):
@@ -122,7 +125,7 @@ def coverage(half_width, wander_windows, count=20, runs=300):
         for jolt in random.normal(size=240):
             wander.append(alike * wander[-1] + (1 - alike**2) ** 0.5 * jolt)
         rates = 100 + 2 * random.normal(size=240) + 1.5 * np.array(wander[1:])
-        windows = [Window(1, rate, 1.0, True) for rate in rates]
+        windows = [window(rate) for rate in rates]
         start = random.integers(240 - count)
         slice_ = windows[start : start + count]
         hits += abs(steady_rate(slice_)[0] - rates.mean()) <= half_width(slice_)
@@ -137,6 +140,31 @@ def test_interval_of_a_short_run_holds_though_the_speed_wanders(wander_windows):
 
     assert coverage(naive, wander_windows) < 0.8  # the planted error: independent windows
     assert coverage(lambda windows: steady_rate(windows)[1], wander_windows) > 0.9
+
+
+def text_run(random, steps, wander):
+    """Windows of one step each on 4 texts; a step's time follows its padded tokens."""
+    tokens = 4 * random.integers(150, 513, size=steps)
+    seconds = tokens / 2000 * (1 + wander * random.normal(size=steps))
+    return [Window(1, 4, n, s, True) for n, s in zip(tokens, seconds, strict=True)]
+
+
+def test_interval_of_texts_is_that_of_the_speed_and_of_the_sample():
+    """A short run of texts is unsure by what its sample holds, not by how its texts differ."""
+    random = np.random.default_rng(0)
+    truth = 2000 / np.arange(150, 513).mean()
+    hits, widths = [], []
+    for _ in range(300):
+        rate, half_width = steady_rate(text_run(random, 40, wander=0.01))
+        hits.append(abs(rate - truth) <= half_width)
+        widths.append(half_width / rate)
+    assert np.mean(hits) > 0.9
+    assert np.median(widths) < 0.2  # of samples per second it would be half the rate
+
+
+def test_long_texts_at_the_end_are_no_throttling():
+    short_then_long = [Window(1, 4, tokens, tokens / 1000, True) for tokens in (600, 900, 2000)]
+    assert sustained_ratio(short_then_long) == pytest.approx(1)
 
 
 class FakeMeter:
@@ -167,6 +195,7 @@ def test_probe_trains_at_least_two_windows(monkeypatch):
     def step():
         utils_clock.time.sleep(0.2)
         steps.append(1)
+        return 4
 
     rate = utils_clock.probe_device(step, 4, lambda: None)
     assert rate == pytest.approx(20, rel=0.2)

@@ -309,7 +309,7 @@ def test_max_seconds_ends_the_run(measure, precision):
 
 def tiny_trainer(options, tmp_path, batch_size, samples=70):
     arguments = utils_trainer.training_arguments(batch_size, options, CPU, str(tmp_path / "out"))
-    return transformers.Trainer(
+    return utils_trainer.TokenCountingTrainer(
         tiny_model(), arguments, data_collator=script.pad, train_dataset=learnable(samples)
     )
 
@@ -320,7 +320,7 @@ def run_with_clock(options, tmp_path, **clock_arguments) -> Clock:
     trainer = tiny_trainer(options, tmp_path, 16)
     clock = Clock(16, 70, 2, **clock_arguments)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(utils_trainer.ClockCallback(clock))
+    trainer.add_callback(utils_trainer.ClockCallback(clock, trainer))
     trainer.train()
     return clock
 
@@ -336,6 +336,33 @@ def test_smaller_last_batch_is_counted_as_it_is(options, tmp_path, monkeypatch):
     # 16 samples in 2 ticks; with the smaller batches it would be less.
     assert clock.measurement()["samples_per_second"] == 8
     assert not clock.measurement()["extrapolated"]
+
+
+def test_longer_texts_are_more_work(monkeypatch):
+    """The probe and the counted operations are of other texts than the run's: tokens convert."""
+    monkeypatch.setattr(utils_pytorch, "probe_device", lambda *arguments: 1000.0)  # tokens/s
+    clock = Clock(4, 40, 1, lambda: None)
+    clock.start()
+    for _ in range(10):
+        clock.step(4, work=800)
+    clock.stop()
+    product = lambda: torch.ones(10, 10) @ torch.ones(10, 10)  # noqa: E731
+    row = utils_pytorch.complete_row(clock, 0.0, CPU, None, product, backward_work=100)
+    assert row["compute_samples_per_second"] == 1000 / 200
+    flops_per_text = 2 * 10**3 / 100 * 200
+    assert row["tflops_per_second"] == pytest.approx(
+        flops_per_text * row["samples_per_second"] / 1e12
+    )
+
+
+def test_padded_tokens_are_counted(options, tmp_path):
+    trainer = tiny_trainer(options, tmp_path, 16)
+    longest = max(len(review["input_ids"]) for review in trainer.train_dataset)
+    trainer.train()
+    assert 6 <= trainer.tokens_of_step <= 6 * longest
+    lengths = {batch["input_ids"].numel() for batch in utils_trainer.full_batches(trainer, 16)}
+    step = utils_trainer.make_train_step(trainer, utils_trainer.full_batches(trainer, 16))
+    assert step() in lengths
 
 
 class CountReads(TorchDispatchMode):

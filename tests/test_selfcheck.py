@@ -76,7 +76,7 @@ def test_missing_synchronization_is_noticed():
 
 
 def windows(rates):
-    return [Window(5, 5 * 8, 5 * 8 / rate, True) for rate in rates]
+    return [Window(5, 5 * 8, 5 * 8, 5 * 8 / rate, True) for rate in rates]
 
 
 def test_too_narrow_interval_is_noticed(monkeypatch):
@@ -97,7 +97,19 @@ def test_drift_makes_short_estimates_wrong():
     assert utils_checks.judge_slices(drifting)[0].passed is False
 
 
-def test_starved_loader_is_noticed(monkeypatch, one_thread):
+def test_appetite_is_that_of_the_best_batch_size(monkeypatch):
+    tried = []
+
+    def step_seconds(train_step, synchronize):
+        tried.append(train_step)
+        return {8: 0.1, 16: 0.125, 32: 1.5}[train_step]
+
+    monkeypatch.setattr(utils_checks, "step_seconds", step_seconds)
+    assert utils_checks.appetite(lambda batch_size: (batch_size, None, None)) == 16 / 0.125
+    assert tried == [8, 16, 32]
+
+
+def test_starved_loader_is_noticed(monkeypatch):
     class Starved:
         def __init__(self, dataset):
             self.dataset = dataset
@@ -108,6 +120,7 @@ def test_starved_loader_is_noticed(monkeypatch, one_thread):
                 yield self.dataset.__getitems__(list(range(start, start + 32)))
 
     monkeypatch.setattr(cifar100, "make_loader", lambda data, *rest: Starved(data))
+    monkeypatch.setattr(utils_checks, "appetite", lambda make_step: 50.0)
     assert utils_checks.pipeline_cifar100(quick=True)[1].passed is False
 
 
