@@ -24,7 +24,7 @@ from torchvision.transforms.v2.functional import resize
 
 import pytorch_test_computer_vision_food101 as script
 import utils_synthetic
-from utils_benchmark import interleaved_ratio
+from utils_benchmark import in_words, interleaved_ratios
 
 BATCH_SIZE = 32
 SIDE = script.EXPERIMENT.input_size
@@ -62,8 +62,11 @@ def consume(loader) -> None:
         pass
 
 
-def pipeline_share(rows, loader: DataLoader, pairs: int = 9) -> float:
-    """Rate of `rows`' loader over (workers x rate of one thread that only decodes and resizes)."""
+def pipeline_shares(rows, loader: DataLoader, pairs: int = 9) -> list[float]:
+    """Of interleaved pairs, rate of `rows`' loader over (its workers x that of one thread).
+
+    The thread only decodes and resizes.
+    """
     files = [as_tensor(image["bytes"].as_buffer()) for image in rows[:]["image"]]
 
     def decode_and_resize():
@@ -71,12 +74,15 @@ def pipeline_share(rows, loader: DataLoader, pairs: int = 9) -> float:
             resize(decode_jpeg(file, ImageReadMode.RGB), [SIDE, SIDE])
 
     with one_thread():
-        ratio = interleaved_ratio(lambda: consume(loader), decode_and_resize, pairs)
-    return ratio / loader.num_workers
+        ratios = interleaved_ratios(lambda: consume(loader), decode_and_resize, pairs)
+    return [ratio / loader.num_workers for ratio in ratios]
 
 
-def pil_ratio(rows, loader: DataLoader, pairs: int = 9) -> float:
-    """Rate of `rows`' loader over that of the usual PIL pipeline with as many workers."""
+def pil_ratios(rows, loader: DataLoader, pairs: int = 9) -> list[float]:
+    """Of interleaved pairs, rate of `rows`' loader over that of the usual PIL pipeline.
+
+    Both have as many workers.
+    """
     usual = DataLoader(
         PerImage(rows.with_format(None).cast_column("image", Image())),
         BATCH_SIZE,
@@ -84,11 +90,11 @@ def pil_ratio(rows, loader: DataLoader, pairs: int = 9) -> float:
         num_workers=loader.num_workers,
         persistent_workers=True,
     )
-    return interleaved_ratio(lambda: consume(loader), lambda: consume(usual), pairs)
+    return interleaved_ratios(lambda: consume(loader), lambda: consume(usual), pairs)
 
 
-def decoding_ratio(pairs: int = 15) -> float:
-    """Decoding time per pixel of synthetic photographs over that of two real ones."""
+def decoding_ratios(pairs: int = 15) -> list[float]:
+    """Of interleaved pairs, decoding time per pixel of synthetic over two real photographs."""
     real = real_photographs()
     wanted = statistics.mean(map(bits_per_pixel, real))
     alike = sorted(
@@ -101,8 +107,9 @@ def decoding_ratio(pairs: int = 15) -> float:
 
     with one_thread():
         # As many pictures on both sides.
-        faster = interleaved_ratio(decode(alike), decode(real * (len(alike) // 2)), pairs)
-    return sum(map(pixels, real)) / 2 / (sum(map(pixels, alike)) / len(alike)) / faster
+        faster = interleaved_ratios(decode(alike), decode(real * (len(alike) // 2)), pairs)
+    larger = sum(map(pixels, real)) / 2 / (sum(map(pixels, alike)) / len(alike))
+    return [larger / ratio for ratio in faster]
 
 
 def real_photographs() -> list[bytes]:
@@ -149,7 +156,7 @@ if __name__ == "__main__":
     ).parse_args()
     rows = synthetic_rows(4096)
     loader = our_loader(rows)
-    share = pipeline_share(rows, loader)
-    print(f"pipeline over workers x decoding: {share:.2f} (target 0.85)", flush=True)
-    print(f"pipeline over PIL's: {pil_ratio(rows, loader):.2f} (target 2.5)", flush=True)
-    print(f"decoding, synthetic over real: {decoding_ratio():.2f} (target 0.9 to 1.1)")
+    shares = in_words(pipeline_shares(rows, loader))
+    print(f"pipeline over workers x decoding: {shares} (target 0.85)", flush=True)
+    print(f"pipeline over PIL's: {in_words(pil_ratios(rows, loader))} (target 2.5)", flush=True)
+    print(f"decoding, synthetic over real: {in_words(decoding_ratios())} (target 0.9 to 1.1)")

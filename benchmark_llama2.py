@@ -22,7 +22,7 @@ import numpy as np
 
 import utils_llama
 from synthetic_gguf import Architecture, tensors, write_twin
-from utils_benchmark import interleaved_ratio
+from utils_benchmark import in_words, interleaved_ratios
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
@@ -95,30 +95,30 @@ def bare_generation(llm, prompt: list[int]) -> None:
     llama_cpp.llama_sampler_free(chain)
 
 
-def loop_ratio(pairs: int = 10, path: Path | None = None) -> float:
-    """Seconds of the bare loop divided by the script's own; 0.98 means that ours is 2 % slower."""
+def loop_ratios(pairs: int, path: Path | None = None) -> list[float]:
+    """Of interleaved pairs, seconds of the bare loop divided by the script's own."""
     if path is None:
         with small_model() as path:
-            return loop_ratio(pairs, path)
+            return loop_ratios(pairs, path)
     llm = load(path)
     prompt = utils_llama.prompt_tokens(llm, QUESTION)
-    return interleaved_ratio(
+    return interleaved_ratios(
         lambda: utils_llama.generate(llm, prompt, TOKENS, SEED, TEMPERATURE),
         lambda: bare_generation(llm, prompt),
         pairs,
     )
 
 
-def shuffle_ratio(pairs: int = 10, path: Path | None = None) -> float:
-    """Seconds of the shuffled copy divided by those of the model."""
+def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
+    """Of interleaved pairs, seconds of the shuffled copy divided by those of the model."""
     if path is None:
         with small_model() as path:
             fill_with_normal_weights(path)
-            return shuffle_ratio(pairs, path)
+            return shuffle_ratios(pairs, path)
     with tempfile.TemporaryDirectory() as folder:
         original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
         # The same tokens for both, whatever they would answer: as in tg128.
-        return interleaved_ratio(
+        return interleaved_ratios(
             lambda: utils_llama.bench_generation(original, TOKENS),
             lambda: utils_llama.bench_generation(shuffled, TOKENS),
             pairs,
@@ -130,9 +130,9 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--path_to_gguf_model", type=Path, help="default: a small synthetic one")
-    parser.add_argument("--pairs", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=20, help="default: %(default)s")
     options = parser.parse_args()
-    loop = loop_ratio(options.pairs, options.path_to_gguf_model)
-    print(f"generation: {loop:.3f} (target 0.98)", flush=True)
-    shuffle = shuffle_ratio(options.pairs, options.path_to_gguf_model)
-    print(f"shuffled weights: {shuffle:.3f} (target 0.95 to 1.05)")
+    loop = loop_ratios(options.pairs, options.path_to_gguf_model)
+    print(f"generation: {in_words(loop)} (target 0.98)", flush=True)
+    shuffle = shuffle_ratios(options.pairs, options.path_to_gguf_model)
+    print(f"shuffled weights: {in_words(shuffle)} (target 0.95 to 1.05)")

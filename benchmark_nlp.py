@@ -26,7 +26,7 @@ from transformers import (
 import pytorch_test_nlp as script
 import utils_pytorch
 import utils_trainer
-from utils_benchmark import interleaved_ratio
+from utils_benchmark import in_words, interleaved_ratios
 from utils_clock import Clock
 
 CPU = torch.device("cpu")
@@ -50,8 +50,8 @@ def small_distilbert():
     return DistilBertForSequenceClassification(config)
 
 
-def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 60) -> float:
-    """Median over interleaved pairs of the bare Trainer's seconds divided by the clocked one's."""
+def loop_ratios(pairs: int = 20, batch_size: int = 8, steps: int = 60) -> list[float]:
+    """Of interleaved pairs, the bare Trainer's seconds divided by the clocked one's."""
     tokens = torch.randint(1000, (batch_size * steps, 64)).numpy()
     rows = {"input_ids": list(tokens), "label": [0, 1] * (len(tokens) // 2)}
     dataset = Dataset.from_dict(rows).with_format("numpy")
@@ -69,7 +69,7 @@ def loop_ratio(pairs: int = 10, batch_size: int = 8, steps: int = 60) -> float:
             trainer.add_callback(utils_trainer.ClockCallback(clock, trainer))
             trainer.train()
 
-    return interleaved_ratio(with_clock, bare, pairs)
+    return interleaved_ratios(with_clock, bare, pairs)
 
 
 def loader_rate(batch_size: int = 32, samples: int = 4096, collate=script.pad) -> float:
@@ -101,4 +101,4 @@ if __name__ == "__main__":
     ).parse_args()
     transformers.logging.set_verbosity_error()
     print(f"loader: {loader_ratio():.2f} (target 1)", flush=True)
-    print(f"training loop: {loop_ratio():.3f} (target 0.98)")
+    print(f"training loop: {in_words(loop_ratios())} (target 0.98)")

@@ -75,12 +75,16 @@ def peak_tflops(findings: list[Finding]) -> dict[str, float | None]:
 def show(findings: list[Finding], broken: list[str]) -> None:
     import pandas as pd
 
-    verdicts = {True: "ok", False: "MISSED", None: ""}
-    table = pd.DataFrame(findings).assign(
-        value=[f"{f.value:,.3g}" if f.value is not None else "" for f in findings],
-        passed=[verdicts[f.passed] for f in findings],
-    )
-    print(table.rename(columns={"passed": "verdict"}).to_string(index=False))
+    def short(value):
+        return f"{value:,.3g}" if value is not None else ""
+
+    table = pd.DataFrame(findings)
+    for column in ("value", "low", "high"):
+        table[column] = [short(getattr(finding, column)) for finding in findings]
+    print(table.to_string(index=False))
+    print("low, high: 95 % interval")
+    if any(finding.verdict == "unsure" for finding in findings):
+        print("unsure: missed by less than the noise; run it again when the machine is quieter")
     for line in broken:
         print(f"could not be checked: {line}")
 
@@ -118,7 +122,7 @@ def main() -> None:
         path.write_text(json.dumps(report, indent=2) + "\n")
         show(findings, broken)
         print(f"\nReport: {path}")
-    sys.exit(bool(broken) or any(finding.passed is False for finding in findings))
+    sys.exit(bool(broken) or any(finding.verdict == "MISSED" for finding in findings))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,10 @@ def verdicts(row: dict) -> list[str]:
             f"({row['input_bound_percent']:.0f} % slower than the device alone)"
         )
     if (row.get("sustained_ratio") or 1) < 0.9:
-        found.append(f"throttled: it ended at {row['sustained_ratio']:.2f} of its first speed")
+        found.append(
+            f"throttled, or slowed by another program: "
+            f"it ended at {row['sustained_ratio']:.2f} of its first speed"
+        )
     if row["swap_written_gb"] > 0.01:
         found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
     if row["extrapolated"]:

@@ -16,7 +16,7 @@ WAITED = {"compute_samples_per_second": 143.0, "input_bound_percent": 30.0}
         (WAITED | {"samples_per_second_ci95": None}, "input bound"),
         (WAITED | {"samples_per_second_ci95": 50.0}, ""),  # as far off by chance
         ({"compute_samples_per_second": 105.0, "input_bound_percent": 5.0}, ""),
-        ({"sustained_ratio": 0.8}, "throttled"),
+        ({"sustained_ratio": 0.8}, "throttled, or slowed by another program"),
         ({"swap_written_gb": 1.0}, "swapped"),
         ({"extrapolated": True}, "extrapolated"),
         ({"data": "synthetic"}, "synthetic data"),
