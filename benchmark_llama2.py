@@ -130,7 +130,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--path_to_gguf_model", type=Path, help="default: a small synthetic one")
-    parser.add_argument("--pairs", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=30, help="default: %(default)s")
     options = parser.parse_args()
     loop = loop_ratios(options.pairs, options.path_to_gguf_model)
     print(f"generation: {in_words(loop)} (target 0.98)", flush=True)

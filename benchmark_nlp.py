@@ -50,7 +50,7 @@ def small_distilbert():
     return DistilBertForSequenceClassification(config)
 
 
-def loop_ratios(pairs: int = 20, batch_size: int = 8, steps: int = 60) -> list[float]:
+def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 30) -> list[float]:
     """Of interleaved pairs, the bare Trainer's seconds divided by the clocked one's."""
     tokens = torch.randint(1000, (batch_size * steps, 64)).numpy()
     rows = {"input_ids": list(tokens), "label": [0, 1] * (len(tokens) // 2)}

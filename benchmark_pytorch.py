@@ -13,7 +13,7 @@ import time
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.models import resnet50
+from torchvision.models import resnet18
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 import pytorch_test_computer_vision_cifar100 as script
@@ -55,13 +55,14 @@ def loader_ratio(batch_size: int, rounds: int = 3) -> float:
     return statistics.median(loader_rate(ours) / loader_rate(usual) for _ in range(rounds))
 
 
-def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 20) -> list[float]:
+def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[float]:
     """Of interleaved pairs, the bare loop's seconds divided by the script's own.
 
-    The batches are small, so that what the clock costs per step weighs more than in a benchmark.
+    Model and batches are small, so that what the clock costs per step weighs more than in a
+    benchmark.
     """
     options = argparse.Namespace(precision="fp32", compile=False, channels_last=False)
-    model = resnet50(num_classes=script.NUM_CLASSES).train()
+    model = resnet18(num_classes=script.NUM_CLASSES).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_function = torch.nn.CrossEntropyLoss()
     images = torch.randint(256, (batch_size * steps, 3, 32, 32), dtype=torch.uint8)

@@ -14,6 +14,7 @@ import numpy as np
 
 import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
+import tensorflow_test_nlp as nlp
 import utils_machine
 import utils_tensorflow
 from utils_benchmark import in_words, interleaved_ratios, timed
@@ -25,18 +26,21 @@ OPTIONS = argparse.Namespace(
 )
 
 
-def loop_ratios(pairs: int = 20, batch_size: int = 8, steps: int = 6) -> list[float]:
+def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[float]:
     """Of interleaved pairs, plain `fit`'s seconds divided by those under the clock.
 
-    The batches are small, so that what the clock costs per step weighs more than in a benchmark.
+    Model and batches are small, so that what the clock costs per step weighs more than in a
+    benchmark.
     """
     utils_tensorflow.start(OPTIONS)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
-    images = random.integers(256, size=(samples, 32, 32, 3), dtype=np.uint8)
-    labels = random.integers(cifar100.NUM_CLASSES, size=samples)
-    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
-    model = cifar100.build_model(OPTIONS)
+    options = argparse.Namespace(**vars(OPTIONS), **nlp.EXPERIMENT.model_flags)
+    reviews = random.integers(options.vocab_size, size=(samples, options.maxlen), dtype=np.int32)
+    labels = random.integers(2, size=samples)
+    dataset = utils_tensorflow.in_memory_batches(reviews, labels, batch_size)
+    dataset = utils_tensorflow.without_autotuning(dataset)
+    model = nlp.build_model(options)
 
     def plain():
         model.fit(dataset, verbose=0, shuffle=False)
@@ -53,6 +57,7 @@ def cifar100_share(batch_size: int = 32, rounds: int = 3) -> float:
     """Median over rounds of the pipeline's rate divided by that of a copy of all images at once."""
     images, labels = cifar100.load_data(OPTIONS)
     dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
+    dataset = utils_tensorflow.without_autotuning(dataset)
     return statistics.median(
         timed(images.copy) / timed(lambda: consume(dataset)) for _ in range(rounds)
     )
@@ -63,8 +68,9 @@ def food101_share(photographs: int = 1024, rounds: int = 3) -> float:
     data = food101.load_data(OPTIONS).take(photographs)
     one_thread = tf.data.Options()
     one_thread.threading.private_threadpool_size = 1
+    one_thread.autotune.enabled = False
     alone = data.take(photographs // 4).map(food101.decode).with_options(one_thread)
-    batches = food101.make_batches(data, 32)
+    batches = utils_tensorflow.without_autotuning(food101.make_batches(data, 32))
     shares = []
     for _ in range(rounds):
         rate_of_one = photographs // 4 / timed(lambda: consume(alone))

@@ -25,6 +25,7 @@ import shutil
 
 import utils
 import utils_data
+import utils_machine
 
 EXPERIMENT = utils.Experiment(
     description=__doc__,
@@ -117,10 +118,9 @@ def decode(file, label):
 
 
 def make_batches(photographs, batch_size: int):
-    """Shuffled batches, decoded by as many threads as `tf.data` finds useful."""
-    import tensorflow as tf
-
-    decoded = photographs.shuffle(SHUFFLE_BUFFER).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    """Shuffled batches, decoded by a thread per core."""
+    cores = utils_machine.usable_cores()
+    decoded = photographs.shuffle(SHUFFLE_BUFFER).map(decode, num_parallel_calls=cores)
     return decoded.batch(batch_size).prefetch(PREFETCHED_BATCHES)
 
 

@@ -95,12 +95,12 @@ def overhead_tensorflow(quick: bool) -> list[Finding]:
 def overhead_llama2(quick: bool) -> list[Finding]:
     import benchmark_llama2
 
-    ratios = benchmark_llama2.loop_ratios(pairs=2 * pairs_of(quick))  # they are short
+    ratios = benchmark_llama2.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("LLM generation / bare llama_cpp loop", ratios, 0.98)]
 
 
 def pairs_of(quick: bool) -> int:
-    return 6 if quick else 10
+    return 8 if quick else 20
 
 
 # The clock; the estimate that a short run gives; and how steady a long one is

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import utils
+import utils_clock
 import utils_tensorflow
 from utils_process import is_out_of_memory
 
@@ -108,6 +109,24 @@ def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
     # At the start, after the first step, after the warm-up, at every window's end and at the stop.
     assert len(waited) == 4 + len(windows) < 100 < row["steps_timed"]
     assert not any(read)
+
+
+def test_no_pause_between_epochs(options, monkeypatch):
+    """`tf.data`'s autotuner would hold up the end of an epoch, up to as long again."""
+    ends = []
+    step = utils_tensorflow.Clock.step
+
+    def slow_step(clock, samples):
+        utils_clock.time.sleep(0.02)
+        ends.append(utils_clock.time.perf_counter())
+        return step(clock, samples)
+
+    monkeypatch.setattr(utils_tensorflow, "probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr(utils_tensorflow.Clock, "step", slow_step)
+    options.epochs = 3
+    measure_tiny(options, batch_size=1, samples=75)
+    pauses = np.diff(ends)[[74, 149]]
+    assert pauses.max() < 0.5
 
 
 def test_max_seconds_ends_within_an_epoch(options):
