@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from utils import PROJECT_VERSION
 from utils_evidence import best_evidence, is_good, relative_speeds, token_rates
@@ -354,6 +355,11 @@ def draw_overview(axes, speeds: pd.DataFrame, colours: dict[str, tuple]) -> None
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "2357" else "")
+    low, high = axes.get_xlim()
+    if high < 4 * low:
+        # Too few of these lie between the two.
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5]))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="x", which="both", length=3.5, pad=3.5)
     axes.grid(axis="x", which="both", alpha=0.3)
     axes.set_axisbelow(True)

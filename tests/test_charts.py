@@ -206,6 +206,19 @@ def test_overview_is_relative_to_the_chosen_machine(tmp_path):
     assert "2023" in older.get_title() and older.get_xlabel().startswith("speed, D = 1")
 
 
+@pytest.mark.parametrize("speed", [1.15, 2.0, 30.0])
+def test_overview_has_a_scale_whatever_lies_apart(tmp_path, speed):
+    files.write_machine(tmp_path, "A", 1.0)
+    files.write_machine(tmp_path, "B", speed)
+    figure = charts.overview(load_results(tmp_path), "A")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    ticks = axes.get_xticklabels() + axes.get_xticklabels(minor=True)
+    numbers = [t.get_text() for t in ticks if t.get_text() and low <= t.get_position()[0] <= high]
+    assert 3 <= len(numbers) <= 12 and "1" in numbers
+
+
 def test_geekbench_scores(tmp_path):
     files.write_geekbench(tmp_path)
     figure = charts.geekbench_ml(load_results(tmp_path))
