@@ -205,9 +205,10 @@ def in_memory_batches(features, labels, batch_size: int):
 def without_autotuning(dataset):
     """The same `tf.data.Dataset`, whose iterators end at once.
 
-    The thread that tunes a pipeline sleeps twice as long after every round, and an iterator that
-    ends waits for it: after an epoch of six seconds training stood still for up to five (measured
-    with TensorFlow 2.21). Our pipelines have nothing to tune.
+    The thread that tunes a pipeline sleeps twice as long after every round, from 10 ms to a minute
+    (`Model::OptimizeLoop` in tensorflow/core/framework/model.cc), and an iterator that ends waits
+    for it: after an epoch of six seconds training stood still for up to five (measured with
+    TensorFlow 2.21). Our pipelines have nothing to tune.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
