@@ -39,10 +39,7 @@ def at_least(
     unit: str = "ratio",
     interval: tuple[float, float] | None = None,
 ) -> Finding:
-    low, high = interval or (None, None)
-    missed = "unsure" if interval and high >= target else "MISSED"
-    verdict = "ok" if value >= target else missed
-    return Finding(check, value, low, high, unit, f"at least {target:g}", verdict)
+    return judge(check, value, interval, unit, f"at least {target:g}", lambda x: x >= target)
 
 
 def at_most(
@@ -52,10 +49,14 @@ def at_most(
     unit: str,
     interval: tuple[float, float] | None = None,
 ) -> Finding:
+    return judge(check, value, interval, unit, f"at most {target:g}", lambda x: x <= target)
+
+
+def judge(check, value, interval, unit, target, holds) -> Finding:
+    """The finding whose target holds where `holds(value)` does."""
     low, high = interval or (None, None)
-    missed = "unsure" if interval and low <= target else "MISSED"
-    verdict = "ok" if value <= target else missed
-    return Finding(check, value, low, high, unit, f"at most {target:g}", verdict)
+    missed = "unsure" if interval and any(map(holds, interval)) else "MISSED"
+    return Finding(check, value, low, high, unit, target, "ok" if holds(value) else missed)
 
 
 def figure(check: str, value: float | None, unit: str) -> Finding:
@@ -199,6 +200,8 @@ def long_run(quick: bool) -> list[Finding]:
 
 def judge_slices(windows: list[Window]) -> list[Finding]:
     """What every slice of `SLICE_SECONDS` would have reported, against the whole run's rate."""
+    from scipy.stats import binomtest
+
     windows = steady_windows(windows)
     whole = rate_of(windows)
     errors, held = [], []
@@ -212,8 +215,6 @@ def judge_slices(windows: list[Window]) -> list[Finding]:
         rate, half_width = steady_rate(windows[first:cut])
         errors.append(100 * abs(rate / whole - 1))
         held.append(bool(abs(rate - whole) <= half_width))
-    from scipy.stats import binomtest
-
     *_, percentile = statistics.quantiles(errors, n=20, method="inclusive")
     # Slices overlap: the run is no better evidence than as many as lie side by side in it.
     independent = round(sum(window.seconds for window in windows) / SLICE_SECONDS)
