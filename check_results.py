@@ -18,10 +18,11 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-import utils
 from utils_experiments import EXTRA_COLUMNS, of_file
-from utils_llama_report import COLUMNS as LLM_COLUMNS
-from utils_results import COLUMNS, UnreadableResults, read_rows
+
+import utils
+from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.results import COLUMNS, UnreadableResults, read_rows
 
 CHOICES = {
     "status": {"ok", "out_of_memory", "killed", "error"},
@@ -59,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_folder(results_dir: Path) -> tuple[int, list[str]]:
     """How many files there are, and a line for each problem in them."""
-    from utils_tables import GEEKBENCH_FILE
+    from reporting.tables import GEEKBENCH_FILE
 
     files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
     problems = []
@@ -76,7 +77,7 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
 
 def check_results_file(path: Path) -> list[str]:
     """The problems of one CSV file of an experiment, in the order of its rows."""
-    from utils_tables import LLM_NUMBERS, NUMBERS
+    from reporting.tables import LLM_NUMBERS, NUMBERS
 
     llm = path.parent.name.startswith("results_llama")
     found = of_file(path)
@@ -113,7 +114,7 @@ def check_results_file(path: Path) -> list[str]:
 
 def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
     """The cells of one row of ours that are of a wrong type or out of range."""
-    from utils_tables import typed
+    from reporting.tables import typed
 
     problems = []
     for name, text in row.items():
@@ -159,7 +160,7 @@ def check_time(text: str) -> list[str]:
 
 def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
     """The problems of a file of the older format: what the notebook would skip."""
-    from utils_tables import read_generations, read_training
+    from reporting.tables import read_generations, read_training
 
     problems = []
     if not (read_generations if llm else read_training)(path, problems) and not problems and rows:
@@ -168,7 +169,7 @@ def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
 
 
 def check_geekbench(path: Path) -> list[str]:
-    from utils_tables import read_geekbench
+    from reporting.tables import read_geekbench
 
     problems = []
     table = read_geekbench(path, problems)

@@ -22,8 +22,9 @@ import re
 import sys
 from pathlib import Path
 
-import utils
 from utils_experiments import BY_CHART, LLM_TITLE, TRAINING, tag
+
+import utils
 
 
 def prices(text: str) -> tuple[float, float]:
@@ -73,8 +74,8 @@ def find_machine(name: str, machines: list[str]) -> str:
 
 def measured(results) -> list[dict]:
     """Every good number of every machine, with the `facts` that two must share to be compared."""
-    from utils_evidence import best_evidence, is_good, token_rates
-    from utils_tables import MODEL_FLAGS
+    from reporting.speeds import best_evidence, is_good, token_rates
+    from reporting.tables import MODEL_FLAGS
 
     numbers = []
     also_by = ("data", "framework_major", "project_version")
@@ -285,7 +286,7 @@ def list_machines(numbers: list[dict], machines: list[str]) -> None:
 def main() -> None:
     options = parse_arguments()
     with utils.one_line_errors([], options.results_dir):
-        from utils_tables import load_results
+        from reporting.tables import load_results
 
         results = load_results(options.results_dir)
         for problem in results.problems:

@@ -25,13 +25,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import synthetic_gguf
+import harness.data
+import harness.machine
+import harness.twins.gguf
 import utils
-import utils_data
-import utils_llama
-import utils_machine
-from utils_llama_report import (
+from harness import PROJECT_VERSION
+from harness.arguments import machine_name, whole_number
+from harness.frameworks import llama
+from harness.generation import (
     COLUMNS,
+    SPEEDS,
+    TEXT_COLUMNS,
     announce,
     failed_row,
     now,
@@ -40,9 +44,25 @@ from utils_llama_report import (
     run_and_collect,
     summarize,
 )
-from utils_results import UnreadableResults, read_rows
+from harness.results import UnreadableResults, read_rows
+from harness.startup import one_line_errors, only_benchmark, require_writable
+from harness.sweep import save
 
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
+EXPERIMENT = utils.Experiment(
+    title="Llama 2 7B, text generation",
+    chart="llamacpp_2_7b_chat_q4_0_gguf_tokens_per_second",
+    description=__doc__,
+    backend="llamacpp",
+    task="generation",
+    model=DEFAULT_MODEL.removesuffix(".gguf"),
+    speeds=SPEEDS,
+    model_flags={"flash_attn": False, "max_tokens": 500, "n_gpu_layers": -1, "n_ctx": 1024},
+    columns=tuple(COLUMNS),
+    text_columns=TEXT_COLUMNS,
+    folder="results_llama2",
+    generations=True,
+)
 HUB_REPOSITORY = "TheBloke/Llama-2-7B-Chat-GGUF"
 QUESTIONS = [
     "How does a refrigerator keep food cold? Explain it step by step.",
@@ -78,23 +98,23 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--path_to_gguf_model", type=Path, default=Path(DEFAULT_MODEL), help="default: %(default)s")
     add("--num_questions", type=num_questions, default="all", help="all, or 1 to 20")
-    add("--num_times_per_question", type=utils.whole_number, default=5, help="default: %(default)s")
-    add("--max_tokens", type=utils.whole_number, default=500, help="default: %(default)s")
+    add("--num_times_per_question", type=whole_number, default=5, help="default: %(default)s")
+    add("--max_tokens", type=whole_number, default=500, help="default: %(default)s")
     add("--bench_repetitions", type=int, default=5, help="of pp512 and tg128; default: 5")
     add("--stream_output", action="store_true", help="print answers while they are generated")
-    add("--n_ctx", type=utils.whole_number, default=1024, help="context; default: %(default)s")
+    add("--n_ctx", type=whole_number, default=1024, help="context; default: %(default)s")
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
-    add("--n_threads", type=utils.whole_number, help="default: the (performance) cores")
+    add("--n_threads", type=whole_number, help="default: the (performance) cores")
     add("--flash_attn", action="store_true", help="flash attention")
-    add("--seed", type=utils.whole_number, default=42, help="of every answer; default: %(default)s")
+    add("--seed", type=whole_number, default=42, help="of every answer; default: %(default)s")
     add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
         help="auto: a synthetic twin when the default model cannot be reached")  # fmt: skip
     add("--data_dir", type=Path, default=Path("data"), help="default: %(default)s")
-    add("--synthetic_model", choices=list(synthetic_gguf.ARCHITECTURES), default="llama-2-7b",
+    add("--synthetic_model", choices=list(harness.twins.gguf.ARCHITECTURES), default="llama-2-7b",
         help="which model's twin; default: %(default)s")  # fmt: skip
     add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
-    add("--machine_name", type=utils.machine_name, help="file the results under this name")
+    add("--machine_name", type=machine_name, help="file the results under this name")
     add("--verbose", action="store_true", help="show llama.cpp's own log")
     return parser.parse_args()
 
@@ -126,7 +146,7 @@ def find_model(options) -> Path:
     Raises:
         UserError: there is none, or it is no GGUF.
     """
-    utils_llama.require_installed("llama_cpp", "llama-cpp-python")
+    llama.require_installed("llama_cpp", "llama-cpp-python")
     path = options.path_to_gguf_model
     given = path != Path(DEFAULT_MODEL)
     if given and options.data == "synthetic":
@@ -135,7 +155,7 @@ def find_model(options) -> Path:
         raise utils.UsageError(f"--path_to_gguf_model={path}: there is no such file")
     if not path.is_file() or options.data == "synthetic":
         path = download_or_twin(options)
-    utils_llama.require_gguf(path)
+    llama.require_gguf(path)
     return path
 
 
@@ -145,15 +165,15 @@ def download_or_twin(options) -> Path:
 
     def fetch():
         nonlocal path
-        folder = utils_data.from_hub(HUB_REPOSITORY, "model", [DEFAULT_MODEL], options.data_dir)
+        folder = harness.data.from_hub(HUB_REPOSITORY, "model", [DEFAULT_MODEL], options.data_dir)
         path = folder / DEFAULT_MODEL
 
-    if utils_data.choose_data(options.data, fetch) == "real":
+    if harness.data.choose_data(options.data, fetch) == "real":
         return path
-    utils_llama.require_installed("gguf", "gguf")
-    return synthetic_gguf.ensure_twin(
-        synthetic_gguf.ARCHITECTURES[options.synthetic_model],
-        utils_llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
+    llama.require_installed("gguf", "gguf")
+    return harness.twins.gguf.ensure_twin(
+        harness.twins.gguf.ARCHITECTURES[options.synthetic_model],
+        llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
         options.data_dir / "synthetic",
     )
 
@@ -177,11 +197,11 @@ def plan(options) -> list[tuple[str, int]]:
 
 def measure_all(sender, options) -> None:
     """Load the model and measure the whole plan; a row is saved as soon as it is there."""
-    llm, log = utils_llama.load(options)
-    facts = utils_llama.shared_columns(llm, log, options)
-    facts["project_version"] = utils.PROJECT_VERSION
-    prompts = {q: utils_llama.prompt_tokens(llm, q) for q in QUESTIONS[: options.num_questions]}
-    utils_llama.require_context(list(prompts.values()), options)
+    llm, log = llama.load(options)
+    facts = llama.shared_columns(llm, log, options)
+    facts["project_version"] = PROJECT_VERSION
+    prompts = {q: llama.prompt_tokens(llm, q) for q in QUESTIONS[: options.num_questions]}
+    llama.require_context(list(prompts.values()), options)
     path = results_path(options.results_dir, facts)
     try:
         read_rows(path)  # before the first minute is spent
@@ -196,7 +216,7 @@ def measure_all(sender, options) -> None:
             row |= {"status": "ok", **measure(llm, question, prompts.get(question), options)}
         except RuntimeError as error:
             row |= {"status": "error", "error": str(error)}
-        utils.save(path, row, COLUMNS)
+        save(path, row, COLUMNS)
         sender.send(row)
         report(row)
 
@@ -206,15 +226,15 @@ def warm_up(llm, tokens: list[int], options) -> None:
     shorter = argparse.Namespace(**{**vars(options), "max_tokens": min(16, options.max_tokens)})
     generate(llm, tokens, shorter)
     if options.bench_repetitions:
-        utils_llama.bench_prompt(llm)
+        llama.bench_prompt(llm)
 
 
 def measure(llm, question: str, tokens: list[int] | None, options) -> dict:
     """The measured columns of one answer, or of one of llama-bench's figures."""
     if question == "pp512":
-        return utils_llama.bench_prompt(llm)
+        return llama.bench_prompt(llm)
     if question == "tg128":
-        return utils_llama.bench_generation(llm)
+        return llama.bench_generation(llm)
     if not options.stream_output:
         return generate(llm, tokens, options)
     print(f"\n{question}", flush=True)
@@ -224,9 +244,7 @@ def measure(llm, question: str, tokens: list[int] | None, options) -> dict:
 
 
 def generate(llm, tokens: list[int], options, show=None) -> dict:
-    return utils_llama.generate(
-        llm, tokens, options.max_tokens, options.seed, options.temperature, show
-    )
+    return llama.generate(llm, tokens, options.max_tokens, options.seed, options.temperature, show)
 
 
 def print_piece(text: str) -> None:
@@ -236,16 +254,16 @@ def print_piece(text: str) -> None:
 def main() -> None:
     options = parse_arguments()
     facts, rows = {}, []
-    with utils.one_line_errors(rows, options.results_dir), utils.only_benchmark() as alone:
-        utils.require_writable(options.results_dir)
+    with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        require_writable(options.results_dir)
         options.model_path = find_model(options)
-        options.n_threads = options.n_threads or utils_llama.default_threads()
+        options.n_threads = options.n_threads or llama.default_threads()
         options.other_benchmark_running = not alone
-        options.other_load_percent, options.busiest = utils_machine.other_load()
+        options.other_load_percent, options.busiest = harness.machine.other_load()
         outcome = run_and_collect(measure_all, options, facts, rows)
         if outcome["status"] != "ok":
             rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
-            utils.save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
+            save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
             report(rows[-1])
         summarize(rows, results_path(options.results_dir, facts))
     sys.exit(any(row["status"] != "ok" for row in rows))

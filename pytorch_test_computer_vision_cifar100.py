@@ -15,10 +15,12 @@ Model: torchvision's ResNet50 with 100 classes, untrained. Data: 50,000 images o
 
 from urllib.error import URLError
 
+import harness.data
 import utils
-import utils_data
 
 EXPERIMENT = utils.Experiment(
+    title="PyTorch, ResNet50, CIFAR100",
+    chart="pytorch_cv_resnet50_cifar100",
     description=__doc__,
     backend="pytorch",
     task="cv",
@@ -26,8 +28,9 @@ EXPERIMENT = utils.Experiment(
     model="resnet50",
     input_size=32,
     epochs=5,
-    batch_sizes="16, 32, 64, 128, 256, 512, 1024",
+    varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
     samples=50_000,
+    model_flags={"channels_last": False},  # images in NHWC memory order
 )
 NUM_CLASSES = 100
 
@@ -57,15 +60,15 @@ def fetch(options) -> None:
     except RuntimeError:
         pass  # not there, or damaged: torchvision fetches it again
     if not archive.exists():
-        utils_data.require_reachable(CIFAR100.url)
+        harness.data.require_reachable(CIFAR100.url)
     try:
         CIFAR100(options.data_dir, download=True)
     except (ConnectionError, TimeoutError, URLError) as error:
-        raise utils_data.DataUnreachable(
+        raise harness.data.DataUnreachable(
             f"the download of {CIFAR100.url} broke off ({error})"
         ) from None
     except (OSError, RuntimeError) as error:
-        raise utils_data.unreadable("CIFAR100", error, archive, options.data_dir) from None
+        raise harness.data.unreadable("CIFAR100", error, archive, options.data_dir) from None
 
 
 def load_data(options) -> InMemoryImages:
@@ -96,11 +99,9 @@ def make_loader(dataset, batch_size: int, device):
 
 def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.start(options)
-    data = utils_data.choose_data(options.data, lambda: fetch(options))
-    return utils_pytorch.facts(device) | {"data": data}
+    return pytorch.prepare(options, fetch)
 
 
 def measure(batch_size: int, options) -> dict:
@@ -108,14 +109,14 @@ def measure(batch_size: int, options) -> dict:
     import torch
     from torchvision.models import resnet50
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.start(options)
+    device = pytorch.start(options)
     loader = make_loader(load_data(options), batch_size, device)
     model = resnet50(num_classes=NUM_CLASSES).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_function = torch.nn.CrossEntropyLoss()
-    return utils_pytorch.measure_training(
+    return pytorch.measure_training(
         model, loader, loss_function, optimizer, device, batch_size, options
     )
 

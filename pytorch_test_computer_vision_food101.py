@@ -17,12 +17,14 @@ pictures that cost the same to decode, and reads them from memory.
     python pytorch_test_computer_vision_food101.py --epochs=1 --batch_sizes="32"
 """
 
+import harness.data
+import harness.machine
 import utils
-import utils_data
-import utils_machine
-from utils_clock import WARMUP_STEPS
+from harness.clock import WARMUP_STEPS
 
 EXPERIMENT = utils.Experiment(
+    title="PyTorch, ResNet50, Food101",
+    chart="pytorch_cv_resnet50_food101",
     description=__doc__,
     backend="pytorch",
     task="cv",
@@ -30,8 +32,10 @@ EXPERIMENT = utils.Experiment(
     model="resnet50",
     input_size=224,
     epochs=3,
-    batch_sizes="32, 64, 128",
+    varied=utils.batch_sizes("32, 64, 128"),
     samples=75_750,
+    model_flags={"channels_last": False},  # images in NHWC memory order
+    extra_columns=("loader_workers",),
 )
 NUM_CLASSES = 101
 
@@ -48,7 +52,7 @@ def food101(options):
     from pyarrow import ArrowInvalid
 
     shards = "data/train-*.parquet"
-    folder = utils_data.from_hub("ethz/food101", "dataset", [shards], options.data_dir)
+    folder = harness.data.from_hub("ethz/food101", "dataset", [shards], options.data_dir)
     try:
         # Parquet is unpacked once, into files that can be read at random through the page cache.
         return load_dataset(
@@ -58,7 +62,9 @@ def food101(options):
             cache_dir=str(options.data_dir / "datasets"),
         )
     except (ArrowInvalid, DatasetGenerationError, OSError) as error:
-        raise utils_data.unreadable("Food101", error, folder.parents[1], options.data_dir) from None
+        raise harness.data.unreadable(
+            "Food101", error, folder.parents[1], options.data_dir
+        ) from None
 
 
 def synthetic_food101():
@@ -66,7 +72,7 @@ def synthetic_food101():
     import numpy as np
     from datasets import Dataset
 
-    from utils_synthetic import jpeg_photographs
+    from harness.twins.photographs import jpeg_photographs
 
     files = jpeg_photographs()
     labels = np.random.default_rng(1).integers(NUM_CLASSES, size=len(files))
@@ -103,7 +109,7 @@ def make_loader(dataset, batch_size: int, device):
                     images, labels = images.pin_memory(), labels.pin_memory()
                 yield images.permute(0, 3, 1, 2), labels
 
-    workers, prefetched = utils_machine.usable_cores(), 2
+    workers, prefetched = harness.machine.usable_cores(), 2
     # NHWC, the order in which pictures are decoded. One slot for each prefetched batch, and one for
     # the batch that is trained on meanwhile.
     shape = (workers, prefetched + 1, batch_size, EXPERIMENT.input_size, EXPERIMENT.input_size, 3)
@@ -149,11 +155,9 @@ def decode(file):
 
 def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.start(options)
-    data = utils_data.choose_data(options.data, lambda: food101(options))
-    return utils_pytorch.facts(device) | {"data": data}
+    return pytorch.prepare(options, food101)
 
 
 def measure(batch_size: int, options) -> dict:
@@ -161,9 +165,9 @@ def measure(batch_size: int, options) -> dict:
     import torch
     from torchvision.models import resnet50
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.start(options)
+    device = pytorch.start(options)
     loader = make_loader(load_data(options), batch_size, device)
     model = resnet50(num_classes=NUM_CLASSES).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -171,7 +175,7 @@ def measure(batch_size: int, options) -> dict:
     next(iter(loader))  # starts the workers: they import PyTorch outside the clock, as this one did
     # The workers fill a queue while the first step compiles; it has to drain before rates count.
     queue = loader.num_workers * loader.prefetch_factor
-    row = utils_pytorch.measure_training(
+    row = pytorch.measure_training(
         model, loader, loss_function, optimizer, device, batch_size, options,
         warmup_steps=max(WARMUP_STEPS, queue),
     )  # fmt: skip

@@ -18,10 +18,12 @@ Model: DistilBERT base uncased; its top block and the two layers of its head are
 
 from tempfile import TemporaryDirectory
 
+import harness.data
 import utils
-import utils_data
 
 EXPERIMENT = utils.Experiment(
+    title="PyTorch, DistilBERT, IMDB",
+    chart="pytorch_nlp_distilbert_imdb",
     description=__doc__,
     backend="pytorch",
     task="nlp",
@@ -29,8 +31,11 @@ EXPERIMENT = utils.Experiment(
     model="distilbert",
     input_size=512,
     epochs=3,
-    batch_sizes="16, 32, 64, 128, 256, 512",
+    varied=utils.batch_sizes("16, 32, 64, 128, 256, 512"),
     samples=25_000,
+    switches={"evaluate": "test accuracy, after the clock has stopped"},
+    extra_columns=("weights", "transformers", "test_accuracy"),
+    text_columns=("weights", "transformers"),
 )
 DATASET = "stanfordnlp/imdb"
 WEIGHTS = "distilbert/distilbert-base-uncased"
@@ -59,14 +64,14 @@ def real_tokens(options, split: str):
     from pyarrow import ArrowInvalid
     from transformers import AutoTokenizer
 
-    reviews = utils_data.from_hub(DATASET, "dataset", [f"plain_text/{split}-*"], options.data_dir)
-    weights = utils_data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
+    reviews = harness.data.from_hub(DATASET, "dataset", [f"plain_text/{split}-*"], options.data_dir)
+    weights = harness.data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
     files = sorted(map(str, reviews.glob(f"plain_text/{split}-*.parquet")))
     cache = options.data_dir / "imdb"
     try:
         dataset = Dataset.from_parquet(files, cache_dir=str(cache))
     except (ArrowInvalid, DatasetGenerationError) as error:
-        raise utils_data.unreadable(
+        raise harness.data.unreadable(
             DATASET, error, reviews.parent.parent, options.data_dir
         ) from None
     # Loaded anew for each split: one that was used has another fingerprint, and nothing is reused.
@@ -152,13 +157,13 @@ def load_model(options):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     if options.data == "real":
-        weights = utils_data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
+        weights = harness.data.from_hub(WEIGHTS, "model", WEIGHT_FILES, options.data_dir)
         try:
             model = DistilBertForSequenceClassification.from_pretrained(
                 weights, dtype=torch.float32
             )
         except (SafetensorError, OSError) as error:
-            raise utils_data.unreadable(
+            raise harness.data.unreadable(
                 WEIGHTS, error, weights.parent.parent, options.data_dir
             ) from None
     else:
@@ -176,42 +181,39 @@ def prepare(options) -> dict:
     """Settle device, data and weights once per sweep; returns the columns that all rows share."""
     import transformers
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.start(options)
+    device = pytorch.choose_device(options.device)
     if (device.type, options.precision) == ("cpu", "fp16"):
         # Trainer would train in float32 without a word.
         raise utils.UsageError("--precision=fp16: Trainer cannot do it on cpu; use bf16 or fp32")
     transformers.logging.set_verbosity_error()
-    data = utils_data.choose_data(options.data, lambda: fetch(options))
-    return utils_pytorch.facts(device) | {
-        "data": data,
-        "weights": "pretrained" if data == "real" else "random",
-        "transformers": transformers.__version__,
-    }
+    facts = pytorch.prepare(options, fetch)
+    weights = "pretrained" if facts["data"] == "real" else "random"
+    return facts | {"weights": weights, "transformers": transformers.__version__}
 
 
 def measure(batch_size: int, options) -> dict:
     """Fine-tune DistilBERT at one batch size; returns the measured columns of its row."""
     import transformers
 
-    import utils_pytorch
-    import utils_trainer
+    from harness.frameworks import pytorch
+    from harness.frameworks import trainer as clocked
 
     transformers.logging.set_verbosity_error()
-    utils_trainer.hide_other_gpus(options)
-    device = utils_pytorch.start(options)
+    clocked.hide_other_gpus(options)
+    device = pytorch.start(options)
     with TemporaryDirectory() as scratch:
-        arguments = utils_trainer.training_arguments(
+        arguments = clocked.training_arguments(
             batch_size, options, device, scratch, learning_rate=LEARNING_RATE, weight_decay=0.01
         )
-        trainer = utils_trainer.TokenCountingTrainer(
+        trainer = clocked.TokenCountingTrainer(
             load_model(options),
             arguments,
             data_collator=pad,
             train_dataset=load_tokens(options, "train"),
         )
-        row = utils_trainer.measure_training(trainer, device, options)
+        row = clocked.measure_training(trainer, device, options)
         if options.evaluate:
             row["test_accuracy"] = accuracy(trainer.predict(load_tokens(options, "test")))
     return row

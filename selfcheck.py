@@ -28,10 +28,10 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+import harness.machine
 import utils
-import utils_machine
-from utils_checks import CHECKS, MATRIX_PRODUCT, Finding
-from utils_process import run_in_fresh_process
+from harness.process import run_in_fresh_process
+from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,9 +46,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def identify() -> dict:
     """The machine and its device, as every experiment names them."""
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    return utils_pytorch.facts(utils_pytorch.choose_device("auto"))
+    return pytorch.facts(pytorch.choose_device("auto"))
 
 
 def run_checks(quick: bool) -> tuple[list[Finding], list[str]]:
@@ -98,8 +98,8 @@ def main() -> None:
             raise utils.UserError(outcome["error"])
         facts = outcome["value"]
         machine = options.machine_name or facts["machine"]
-        load, busiest = utils_machine.other_load()
-        thermal = utils_machine.thermal_state()
+        load, busiest = harness.machine.other_load()
+        thermal = harness.machine.thermal_state()
         print(f"machine {machine}, device {facts['device']}, {facts['framework']}")
         print(f"other programs: {load:.0f} % of the processor, most of all {busiest}")
         print(f"power: {facts['power'] or 'unknown'}; heat: {thermal or 'unknown'}", flush=True)

@@ -16,10 +16,12 @@ Model: Keras' ResNet50 with 100 classes, untrained. Data: 50,000 images of 32x32
     python tensorflow_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32"
 """
 
+import harness.data
 import utils
-import utils_data
 
 EXPERIMENT = utils.Experiment(
+    title="TensorFlow, ResNet50, CIFAR100",
+    chart="tensorflow_cv_resnet50_cifar100",
     description=__doc__,
     backend="tensorflow",
     task="cv",
@@ -27,7 +29,7 @@ EXPERIMENT = utils.Experiment(
     model="resnet50",
     input_size=32,
     epochs=5,
-    batch_sizes="16, 32, 64, 128, 256, 512, 1024",
+    varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
     samples=50_000,
 )
 NUM_CLASSES = 100
@@ -39,7 +41,7 @@ SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
 def fetch(options):
     """Path of CIFAR100's archive, brought into the data directory and checked."""
 
-    return utils_data.download(URL, SHA256, options.data_dir)
+    return harness.data.download(URL, SHA256, options.data_dir)
 
 
 def load_data(options):
@@ -85,21 +87,19 @@ def build_model(options):
 
 def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
-    data = utils_data.choose_data(options.data, lambda: fetch(options))
-    return utils_tensorflow.facts(device) | {"data": data}
+    return tensorflow.prepare(options, fetch)
 
 
 def measure(batch_size: int, options) -> dict:
     """Train ResNet50 at one batch size; returns the measured columns of its row."""
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
+    device = tensorflow.start(options)
     images, labels = load_data(options)
-    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
-    return utils_tensorflow.measure_training(
+    dataset = tensorflow.in_memory_batches(images, labels, batch_size)
+    return tensorflow.measure_training(
         build_model(options), dataset, len(labels), device, batch_size, options
     )
 

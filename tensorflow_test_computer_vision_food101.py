@@ -23,11 +23,13 @@ them from memory.
 
 import shutil
 
+import harness.data
+import harness.machine
 import utils
-import utils_data
-import utils_machine
 
 EXPERIMENT = utils.Experiment(
+    title="TensorFlow, ResNet50, Food101",
+    chart="tensorflow_cv_resnet50_food101",
     description=__doc__,
     backend="tensorflow",
     task="cv",
@@ -35,7 +37,7 @@ EXPERIMENT = utils.Experiment(
     model="resnet50",
     input_size=224,
     epochs=3,
-    batch_sizes="32, 64, 128",
+    varied=utils.batch_sizes("32, 64, 128"),
     samples=75_750,
 )
 NUM_CLASSES = 101
@@ -63,7 +65,7 @@ def food101(options):
     if builder.data_path.exists():
         return builder
     (url,) = builder.url_infos
-    utils_data.require_reachable(url)
+    harness.data.require_reachable(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < DISK_BYTES:
@@ -72,9 +74,9 @@ def food101(options):
             )
         builder.download_and_prepare()
     except (DownloadError, RequestException) as error:
-        raise utils_data.DataUnreachable(f"the download of {url} broke off ({error})") from None
+        raise harness.data.DataUnreachable(f"the download of {url} broke off ({error})") from None
     except (ExtractError, NonMatchingChecksumError, OSError, tf.errors.OpError) as error:
-        raise utils_data.unreadable("Food101", error, folder, options.data_dir) from None
+        raise harness.data.unreadable("Food101", error, folder, options.data_dir) from None
     return builder
 
 
@@ -96,7 +98,7 @@ def load_data(options):
             as_supervised=True,
             shuffle_files=True,
         )
-    from utils_synthetic import jpeg_photographs
+    from harness.twins.photographs import jpeg_photographs
 
     files = jpeg_photographs()
     labels = np.random.default_rng(options.seed).integers(NUM_CLASSES, size=len(files))
@@ -119,7 +121,7 @@ def decode(file, label):
 
 def make_batches(photographs, batch_size: int):
     """Shuffled batches, decoded by a thread per core."""
-    cores = utils_machine.usable_cores()
+    cores = harness.machine.usable_cores()
     decoded = photographs.shuffle(SHUFFLE_BUFFER).map(decode, num_parallel_calls=cores)
     return decoded.batch(batch_size).prefetch(PREFETCHED_BATCHES)
 
@@ -144,21 +146,19 @@ def build_model(options):
 
 def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
-    data = utils_data.choose_data(options.data, lambda: food101(options))
-    return utils_tensorflow.facts(device) | {"data": data}
+    return tensorflow.prepare(options, food101)
 
 
 def measure(batch_size: int, options) -> dict:
     """Train ResNet50 at one batch size; returns the measured columns of its row."""
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
+    device = tensorflow.start(options)
     photographs = load_data(options)
     # `tf.data` fills its queue while the first step compiles; that has to drain before rates count.
-    return utils_tensorflow.measure_training(
+    return tensorflow.measure_training(
         build_model(options), make_batches(photographs, batch_size), len(photographs),
         device, batch_size, options, warmup_steps=PREFETCHED_BATCHES + 1,
     )  # fmt: skip

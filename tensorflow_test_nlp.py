@@ -17,10 +17,12 @@ row's configuration. Data: 25,000 reviews as token ids, cut or padded to 200.
     python tensorflow_test_nlp.py --epochs=1 --batch_sizes="32"
 """
 
+import harness.data
 import utils
-import utils_data
 
 EXPERIMENT = utils.Experiment(
+    title="TensorFlow, small transformer, IMDB",
+    chart="tensorflow_nlp_imdb",
     description=__doc__,
     backend="tensorflow",
     task="nlp",
@@ -28,7 +30,7 @@ EXPERIMENT = utils.Experiment(
     model="smalltransformer",
     input_size=200,
     epochs=3,
-    batch_sizes="16, 32, 64, 128",
+    varied=utils.batch_sizes("16, 32, 64, 128"),
     samples=25_000,
     model_flags={
         "embed_dim": 128,
@@ -59,7 +61,7 @@ def check(options) -> None:
 def fetch(options):
     """Path of the reviews, brought into the data directory and checked."""
 
-    return utils_data.download(URL, SHA256, options.data_dir)
+    return harness.data.download(URL, SHA256, options.data_dir)
 
 
 def load_data(options):
@@ -95,7 +97,7 @@ def build_model(options):
     """SmallTransformer of the command line's options."""
     import keras
 
-    from small_transformer import small_transformer
+    from harness.models.small_transformer import small_transformer
 
     model = small_transformer(**{name: getattr(options, name) for name in EXPERIMENT.model_flags})
     model.compile(
@@ -109,21 +111,19 @@ def build_model(options):
 def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
     check(options)
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
-    data = utils_data.choose_data(options.data, lambda: fetch(options))
-    return utils_tensorflow.facts(device) | {"data": data}
+    return tensorflow.prepare(options, fetch)
 
 
 def measure(batch_size: int, options) -> dict:
     """Train SmallTransformer at one batch size; returns the measured columns of its row."""
-    import utils_tensorflow
+    from harness.frameworks import tensorflow
 
-    device = utils_tensorflow.start(options)
+    device = tensorflow.start(options)
     reviews, labels = load_data(options)
-    dataset = utils_tensorflow.in_memory_batches(reviews, labels, batch_size)
-    return utils_tensorflow.measure_training(
+    dataset = tensorflow.in_memory_batches(reviews, labels, batch_size)
+    return tensorflow.measure_training(
         build_model(options), dataset, len(labels), device, batch_size, options
     )
 

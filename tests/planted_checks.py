@@ -1,18 +1,18 @@
 """Checks for selfcheck to run, in a module that imports no framework: each has its own process."""
 
-import utils_checks
+import selfchecks.checks
 
 
 def fine(quick):
     return [
-        utils_checks.at_least("fine", 1.0, 0.98),
-        utils_checks.figure(utils_checks.MATRIX_PRODUCT + "fp32", 2.5, "TFLOP/s"),
-        utils_checks.figure(utils_checks.MATRIX_PRODUCT + "bf16", None, "TFLOP/s"),
+        selfchecks.checks.at_least("fine", 1.0, 0.98),
+        selfchecks.checks.figure(selfchecks.checks.MATRIX_PRODUCT + "fp32", 2.5, "TFLOP/s"),
+        selfchecks.checks.figure(selfchecks.checks.MATRIX_PRODUCT + "bf16", None, "TFLOP/s"),
     ]
 
 
 def missed(quick):
-    return [utils_checks.at_least("missed", 0.5, 0.98)]
+    return [selfchecks.checks.at_least("missed", 0.5, 0.98)]
 
 
 def crash(quick):

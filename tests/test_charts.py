@@ -9,11 +9,11 @@ import result_files as files
 from matplotlib.image import imread
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-
-import utils_charts as charts
 from utils_experiments import LLM_CHART, TRAINING
-from utils_results import COLUMNS, append_row
-from utils_tables import load_results
+
+from harness.results import COLUMNS, append_row
+from reporting import charts
+from reporting.tables import load_results
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"

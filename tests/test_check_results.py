@@ -9,7 +9,7 @@ import pytest
 import result_files as files
 
 import check_results
-from utils_results import COLUMNS, append_row
+from harness.results import COLUMNS, append_row
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import utils_clock
-from utils_clock import Clock, Window, steady_rate, sustained_ratio
+import harness.clock
+from harness.clock import Clock, Window, steady_rate, sustained_ratio
 
 STEP_SECONDS = 0.05  # on the device
 QUEUE_SECONDS = 0.02  # on the host
@@ -189,14 +189,14 @@ def test_energy_is_that_of_the_steady_samples():
 
 
 def test_probe_trains_at_least_two_windows(monkeypatch):
-    monkeypatch.setattr(utils_clock, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(harness.clock, "PROBE_SECONDS", 0.1)
     steps = []
 
     def step():
-        utils_clock.time.sleep(0.2)
+        harness.clock.time.sleep(0.2)
         steps.append(1)
         return 4
 
-    rate = utils_clock.probe_device(step, 4, lambda: None)
+    rate = harness.clock.probe_device(step, 4, lambda: None)
     assert rate == pytest.approx(20, rel=0.2)
-    assert len(steps) >= 1 + utils_clock.WARMUP_STEPS + 4
+    assert len(steps) >= 1 + harness.clock.WARMUP_STEPS + 4

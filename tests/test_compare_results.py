@@ -13,7 +13,7 @@ import pytest
 import result_files as files
 
 import compare_results
-from utils_results import COLUMNS, append_row
+from harness.results import COLUMNS, append_row
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 CODE = """
 import sys
 from pathlib import Path
-import utils, utils_data
+import utils, harness.data
 try:
-    folder = utils_data.from_hub("someone/tiny", "dataset", ["data/*.parquet"], Path(sys.argv[1]))
+    folder = harness.data.from_hub("someone/tiny", "dataset", ["data/*.parquet"], Path(sys.argv[1]))
     print(sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")))
-except (utils_data.DataUnreachable, utils.UserError) as error:
+except (harness.data.DataUnreachable, utils.UserError) as error:
     print(f"{type(error).__name__}: {error}")
 """
 FILES = {"data/train-0.parquet": b"PAR1" * 500, "data/test-0.parquet": b"PAR1", "other.txt": b"no"}

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-import utils_energy
+import harness.energy
 
 
 def measurement(gpu=None, cpu=None, dram=None, soc=None):
@@ -30,7 +30,7 @@ APPLE = types.SimpleNamespace(
     ],
 )
 def test_joules_of_a_chip(measured, joules):
-    assert utils_energy.processor_joules(measured) == joules
+    assert harness.energy.processor_joules(measured) == joules
 
 
 def test_card_is_counted_alone(monkeypatch):
@@ -48,7 +48,7 @@ def test_card_is_counted_alone(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "zeus.monitor", types.SimpleNamespace(ZeusMonitor=ZeusMonitor))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "zeus")
-    meter = utils_energy.energy_meter("cuda", 1)
+    meter = harness.energy.energy_meter("cuda", 1)
     meter.begin()
     assert meter.end() == 500.0
     assert asked == {"gpu_indices": [1], "cpu_indices": []}
@@ -56,4 +56,4 @@ def test_card_is_counted_alone(monkeypatch):
 
 def test_without_zeus_there_is_no_meter(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert utils_energy.energy_meter("cpu") is None
+    assert harness.energy.energy_meter("cpu") is None

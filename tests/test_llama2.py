@@ -12,29 +12,29 @@ from pathlib import Path
 
 import pytest
 
+import harness.generation
+import harness.twins.gguf
 import llama2_test as script
-import synthetic_gguf
 import utils
-import utils_llama
-import utils_llama_report
+from harness.frameworks import llama
 
 ROOT = Path(__file__).parent.parent
-TINY = synthetic_gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 32000, 2048, 1e-6)
+TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 32000, 2048, 1e-6)
 QUICK = ("--num_questions=1", "--num_times_per_question=2", "--max_tokens=8", "--n_threads=1")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    text = utils_llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
-    return synthetic_gguf.ensure_twin(TINY, text, folder)
+    text = llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
+    return harness.twins.gguf.ensure_twin(TINY, text, folder)
 
 
 @pytest.fixture(scope="module")
 def llm(model):
     options = Namespace(model_path=model, verbose=False, n_ctx=1024, n_gpu_layers=-1, n_threads=1,
                         flash_attn=False)  # fmt: skip
-    return utils_llama.load(options)[0]
+    return llama.load(options)[0]
 
 
 def command(tmp_path, *flags):
@@ -66,7 +66,7 @@ def test_rows_of_a_run(model, tmp_path):
     for figure in ("pp512", "tg128", "answers"):
         assert re.search(rf"^{figure} .*\d \+/- \S+ tokens/s \(2 rows\)$", done.stdout, re.M)
     saved = rows(tmp_path)
-    assert list(saved[0]) == utils_llama_report.COLUMNS
+    assert list(saved[0]) == harness.generation.COLUMNS
     assert [(row["question"], row["question_iter"]) for row in saved] == [
         ("pp512", "1"), ("pp512", "2"), ("tg128", "1"), ("tg128", "2"),
         (script.QUESTIONS[0], "1"), (script.QUESTIONS[0], "2"),
@@ -124,60 +124,60 @@ def test_name_of_the_results_has_no_slash_whatever_path_was_given(model, tmp_pat
 
 
 def test_counters_cover_every_token_and_nothing_is_reused(llm):
-    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
     for _ in range(2):
-        row = utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+        row = llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
         assert (row["prompt_token_len"], row["answer_token_len"]) == (len(tokens), 5)
 
 
 def test_a_reused_prompt_is_an_error(llm, monkeypatch):
-    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
-    utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
+    llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
     monkeypatch.setattr(llm, "reset", lambda: None)
     monkeypatch.setattr("llama_cpp.llama_memory_clear", lambda *_: None)
     with pytest.raises(RuntimeError, match="evaluated"):
-        utils_llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+        llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
 
 
 def test_only_a_real_model_stops_at_the_end_of_the_sequence(llm, monkeypatch):
-    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
     calls = itertools.count(1)
     monkeypatch.setattr("llama_cpp.llama_vocab_is_eog", lambda *_: next(calls) == 4)
-    row = utils_llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    row = llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
     assert row["answer_token_len"] == 8
     monkeypatch.setattr(llm, "metadata", {})
-    row = utils_llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    row = llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
     assert row["answer_token_len"] == 3
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2])
 def test_shortest_answers(llm, max_tokens):
-    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
-    row = utils_llama.generate(llm, tokens, max_tokens, seed=1, temperature=0)
+    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
+    row = llama.generate(llm, tokens, max_tokens, seed=1, temperature=0)
     assert row["answer_token_len"] == max_tokens
     assert (row["tokens_per_second"] is None) == (max_tokens == 1)
 
 
 def test_seed_decides_the_answer(llm):
-    tokens = utils_llama.prompt_tokens(llm, script.QUESTIONS[0])
+    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
     answers = [
-        utils_llama.generate(llm, tokens, 16, seed, temperature=0.8)["answer"] for seed in (1, 2, 1)
+        llama.generate(llm, tokens, 16, seed, temperature=0.8)["answer"] for seed in (1, 2, 1)
     ]
     assert answers[0] == answers[2] != answers[1]
 
 
 def test_words_of_the_questions_are_tokens(llm):
     for question in script.QUESTIONS:
-        prompt = utils_llama.LLAMA2_PROMPT.format(question)
+        prompt = llama.LLAMA2_PROMPT.format(question)
         pieces = re.findall(r"[A-Za-z]+|[^A-Za-z\s]", prompt)
-        tokens = utils_llama.prompt_tokens(llm, question)
+        tokens = llama.prompt_tokens(llm, question)
         assert [llm.detokenize([token]).decode().strip() for token in tokens] == ["", *pieces]
 
 
 def test_prompt_follows_the_models_own_chat_template(llm, monkeypatch):
     template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
     monkeypatch.setitem(llm.metadata, "tokenizer.chat_template", template)
-    tokens = utils_llama.prompt_tokens(llm, "How does a key open the lock?")
+    tokens = llama.prompt_tokens(llm, "How does a key open the lock?")
     assert tokens.count(llm.token_bos()) == 1
     assert llm.detokenize(tokens).decode().strip() == "<user> How does a key open the lock?"
 
@@ -241,10 +241,10 @@ def test_too_small_context_is_bad_usage(model, tmp_path):
 def test_too_little_memory(model, capsys):
     size = model.stat().st_size
     with pytest.raises(utils.UserError, match="too little memory"):
-        utils_llama.require_memory(model, Namespace(total=size - 1, available=0))
-    utils_llama.require_memory(model, Namespace(total=2 * size, available=size))
+        llama.require_memory(model, Namespace(total=size - 1, available=0))
+    llama.require_memory(model, Namespace(total=2 * size, available=size))
     assert capsys.readouterr().out == ""
-    utils_llama.require_memory(model, Namespace(total=2 * size, available=size - 1))
+    llama.require_memory(model, Namespace(total=2 * size, available=size - 1))
     assert "it may swap" in capsys.readouterr().out
 
 
@@ -266,11 +266,11 @@ def test_too_little_memory(model, capsys):
     ],
 )
 def test_reason_is_llama_cpps_own(log, reason):
-    assert utils_llama.reason_of_failure(log) == reason
+    assert llama.reason_of_failure(log) == reason
 
 
 def test_missing_package(monkeypatch):
-    monkeypatch.setattr(utils_llama.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(utils.UserError, match="pip install llama-cpp-python"):
         script.find_model(None)
 
@@ -354,6 +354,6 @@ def test_crash_of_llama_cpp_costs_one_row(model, tmp_path):
 
 
 def test_mean_and_interval():
-    mean, half_width = utils_llama_report.mean_and_interval([1.0, 2.0, 3.0])
+    mean, half_width = harness.generation.mean_and_interval([1.0, 2.0, 3.0])
     assert (mean, half_width) == (2.0, pytest.approx(2.4841, abs=1e-4))
-    assert utils_llama_report.mean_and_interval([4.0]) == (4.0, None)
+    assert harness.generation.mean_and_interval([4.0]) == (4.0, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import utils_llama
+from harness.frameworks import llama
 
 CPU_LOG = "load_tensors:   CPU_Mapped model buffer size =  3647.87 MiB\n"
 METAL_LOG = """\
@@ -36,7 +36,7 @@ load_tensors: offloaded {}/33 layers to GPU
     ],
 )
 def test_offload_is_what_llama_cpp_reports(log, expected):
-    assert utils_llama.parse_offload(log) == expected
+    assert llama.parse_offload(log) == expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_machine_is_the_device_really_used(log, machine, device, monkeypatch):
         "gpu_cores": 14,
         "memory_gb": 18 * 2**30 / 1e9,
     }
-    monkeypatch.setattr("utils_machine.machine_facts", lambda: facts)
-    monkeypatch.setattr("utils_machine.platform.system", lambda: "Darwin")
-    columns = utils_llama.machine_columns(utils_llama.parse_offload(log))
+    monkeypatch.setattr("harness.machine.machine_facts", lambda: facts)
+    monkeypatch.setattr("harness.machine.platform.system", lambda: "Darwin")
+    columns = llama.machine_columns(llama.parse_offload(log))
     assert (columns["machine"], columns["device"]) == (machine, device)

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-import utils_machine
+import harness.machine
 
 M3_PRO = json.dumps(
     {
@@ -33,7 +33,7 @@ M3_PRO = json.dumps(
     [(M3_PRO, 14), ("", None), ("{}", None), ("[]", None), (M3_PRO.replace("14", "many"), None)],
 )
 def test_gpu_cores_are_read_or_unknown(report, cores):
-    assert utils_machine.parse_gpu_cores(report) == cores
+    assert harness.machine.parse_gpu_cores(report) == cores
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_gpu_cores_are_read_or_unknown(report, cores):
 def test_tag(monkeypatch, system, chip, cpu_cores, gpu_cores, memory, device, gpu, tag):
     monkeypatch.setattr(platform, "system", lambda: system)
     facts = dict(chip=chip, cpu_cores=cpu_cores, gpu_cores=gpu_cores, memory_gb=memory / 1e9)
-    assert utils_machine.machine_tag(facts, device, *(gpu or (None, None))) == tag
+    assert harness.machine.machine_tag(facts, device, *(gpu or (None, None))) == tag
 
 
 def test_this_machine_is_described_by_what_it_is():
-    facts = utils_machine.machine_facts()
+    facts = harness.machine.machine_facts()
     assert facts["memory_gb"] == pytest.approx(
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, rel=0.01
     )
@@ -83,7 +83,7 @@ Currently in use:
     [(PMSET.format(1), True), (PMSET.format(0), False), ("", None), ("lowpowermode ?", None)],
 )
 def test_low_power_mode(report, low):
-    assert utils_machine.parse_low_power_mode(report) is low
+    assert harness.machine.parse_low_power_mode(report) is low
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_low_power_mode(report, low):
     ],
 )
 def test_thermal_state_of_a_mac(report, state):
-    assert utils_machine.parse_pmset_therm(report) == state
+    assert harness.machine.parse_pmset_therm(report) == state
 
 
 @pytest.mark.parametrize(
@@ -112,27 +112,27 @@ def test_thermal_state_of_a_mac(report, state):
     ],
 )
 def test_why_a_card_is_held_back(report, state):
-    assert utils_machine.parse_clock_reasons(report) == state
+    assert harness.machine.parse_clock_reasons(report) == state
 
 
 def test_a_missing_command_is_silence():
-    assert utils_machine.output_of("no-such-command-here") == ""
+    assert harness.machine.output_of("no-such-command-here") == ""
 
 
 def test_power_source(monkeypatch):
     battery = types.SimpleNamespace(power_plugged=False)
-    monkeypatch.setattr(utils_machine.psutil, "sensors_battery", lambda: battery, raising=False)
-    assert utils_machine.power_source() == "battery"
+    monkeypatch.setattr(harness.machine.psutil, "sensors_battery", lambda: battery, raising=False)
+    assert harness.machine.power_source() == "battery"
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(utils_machine, "output_of", lambda *command: PMSET.format(1))
-    assert utils_machine.power_source() == "battery_low_power"
+    monkeypatch.setattr(harness.machine, "output_of", lambda *command: PMSET.format(1))
+    assert harness.machine.power_source() == "battery_low_power"
     battery.power_plugged = True
-    assert utils_machine.power_source() == "ac_low_power"
+    assert harness.machine.power_source() == "ac_low_power"
 
 
 def test_another_heavy_program_is_seen_and_named():
     code = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
     with subprocess.Popen([sys.executable, "-c", code]) as busy:
-        percent, name = utils_machine.other_load()
+        percent, name = harness.machine.other_load()
         busy.kill()
     assert percent > 50 / os.cpu_count() and name

@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR100
 
 import pytorch_test_computer_vision_cifar100 as script
 import utils
-import utils_pytorch
+from harness.frameworks import pytorch
 
 IMAGES = 64
 
@@ -131,18 +131,16 @@ def test_loader_yields_every_image_once(options):
 
 def measure_tiny(options, monkeypatch, batch_size, epochs):
     """A small network on images whose brightness is their class; returns the row."""
-    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     options.epochs = epochs
-    device = utils_pytorch.start(options)
+    device = pytorch.start(options)
     labels = torch.arange(256) % 2
     images = (labels * 200).to(torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 3, 32, 32)
     loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, device)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss = torch.nn.CrossEntropyLoss()
-    return utils_pytorch.measure_training(
-        model, loader, loss, optimizer, device, batch_size, options
-    )
+    return pytorch.measure_training(model, loader, loss, optimizer, device, batch_size, options)
 
 
 def test_loss_falls_on_learnable_data(options, monkeypatch):
@@ -168,4 +166,4 @@ def test_missing_device_is_bad_usage(options):
         pytest.skip("this machine has the device")
     options.device = "cuda"
     with pytest.raises(utils.UsageError, match="--device=cuda"):
-        utils_pytorch.start(options)
+        pytorch.start(options)

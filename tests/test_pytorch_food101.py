@@ -25,11 +25,11 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+import harness.machine
+import harness.twins.photographs
 import pytorch_test_computer_vision_food101 as script
-import utils_machine
-import utils_pytorch
-import utils_synthetic
-from utils_clock import Clock
+from harness.clock import Clock
+from harness.frameworks import pytorch
 
 ROOT = Path(script.__file__).parent
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def run(code: str, data_dir: Path) -> list[str]:
 import argparse, json, sys
 from pathlib import Path
 import pytorch_test_computer_vision_food101 as script
-import utils, utils_data
+import utils, harness.data
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
     channels_last=False, seed=1, epochs=1, max_seconds=None,
@@ -90,8 +90,8 @@ options = argparse.Namespace(
 
 
 TRAIN = """
-import torch, torchvision, utils_clock
-utils_clock.PROBE_SECONDS = 0.1
+import torch, torchvision, harness.clock
+harness.clock.PROBE_SECONDS = 0.1
 torchvision.models.resnet50 = lambda num_classes: torch.nn.Sequential(
     torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(147, num_classes)
 )
@@ -107,7 +107,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
     first, later = json.loads(first), json.loads(later)
     assert data == "real"
     assert later["steps_per_epoch"] == ROWS / 8
-    assert later["loader_workers"] == utils_machine.usable_cores()
+    assert later["loader_workers"] == harness.machine.usable_cores()
     assert later["train_loss"] < first["train_loss"] / 2
     assert not (tmp_path / "hf_home" / "datasets").exists()  # unpacked in the data directory
     downloads = [request for request in tiny_food101.requests if "/cdn/" in request]
@@ -121,7 +121,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
 CHOOSE = """
 for data in ("auto", "real"):
     try:
-        print(utils_data.choose_data(data, lambda: script.food101(options)))
+        print(harness.data.choose_data(data, lambda: script.food101(options)))
     except utils.UserError as error:
         print(error)
 """
@@ -171,9 +171,9 @@ def test_channels_rows_and_columns_keep_their_place():
 
 @pytest.fixture
 def twin(monkeypatch):
-    monkeypatch.setattr(utils_synthetic, "PHOTOGRAPHS", 16)
-    files = utils_synthetic.jpeg_photographs(16)
-    monkeypatch.setattr(utils_synthetic, "jpeg_photographs", lambda: files)
+    monkeypatch.setattr(harness.twins.photographs, "PHOTOGRAPHS", 16)
+    files = harness.twins.photographs.jpeg_photographs(16)
+    monkeypatch.setattr(harness.twins.photographs, "jpeg_photographs", lambda: files)
     return script.load_data(argparse.Namespace(data="synthetic"))
 
 
@@ -204,10 +204,10 @@ def test_loader_yields_every_row_once_in_another_order_beside_its_label():
 
 
 def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
-    monkeypatch.setattr(utils_machine, "usable_cores", lambda: 5)
+    monkeypatch.setattr(harness.machine, "usable_cores", lambda: 5)
     monkeypatch.setattr(script, "load_data", lambda options: twin)
     passed = {}
-    monkeypatch.setattr(utils_pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
+    monkeypatch.setattr(pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
     options = argparse.Namespace(device="cpu", seed=1, precision="fp32")
     assert script.measure(4, options) == {"loader_workers": 5}
     assert passed == {"warmup_steps": 10}
@@ -237,7 +237,7 @@ def test_the_script_trains_on_the_twin(tmp_path):
         (row,) = csv.DictReader(file)
     assert (row["status"], row["data"], row["steps_per_epoch"]) == ("ok", "synthetic", "75750")
     assert float(row["samples_per_second"]) > 0
-    assert int(row["loader_workers"]) == utils_machine.usable_cores()
+    assert int(row["loader_workers"]) == harness.machine.usable_cores()
     # ResNet50 at 224x224: 4.1e9 multiply-adds forward, about three times that with both gradients.
     flops = 1e12 * float(row["tflops_per_second"]) / float(row["samples_per_second"])
     assert flops == pytest.approx(3 * 2 * 4.1e9, rel=0.1)

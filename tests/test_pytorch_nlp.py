@@ -20,12 +20,12 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import harness.data
+import harness.frameworks.trainer
 import pytorch_test_nlp as script
 import utils
-import utils_data
-import utils_pytorch
-import utils_trainer
-from utils_clock import Clock
+from harness.clock import Clock
+from harness.frameworks import pytorch
 
 CPU = torch.device("cpu")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -89,8 +89,8 @@ def imdb(hub, tmp_path, monkeypatch):
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
-    monkeypatch.setattr("utils_clock.WINDOW_SECONDS", 0.02)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("harness.clock.WINDOW_SECONDS", 0.02)
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
         evaluate=False, seed=1, epochs=1, max_seconds=None,
@@ -180,7 +180,7 @@ def test_damaged_weights_are_an_error_whose_remedy_works(imdb, options):
 
 def test_damaged_reviews_are_an_error_whose_remedy_works(imdb, options):
     patterns = ["plain_text/train-*"]
-    folder = utils_data.from_hub("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
+    folder = harness.data.from_hub("stanfordnlp/imdb", "dataset", patterns, options.data_dir)
     (file,) = folder.rglob("*.parquet")
     file.resolve().write_bytes(b"PAR1" * 9)
     with pytest.raises(utils.UserError, match="--data_dir.*imdb cannot be read") as caught:
@@ -295,7 +295,9 @@ def test_probe_teaches_nothing(options, tmp_path):
     for group in trainer.optimizer.param_groups:
         group["lr"] = 1.0
     before = [value.clone() for value in trainer.model.parameters()]
-    utils_trainer.make_train_step(trainer, utils_trainer.full_batches(trainer, 16))()
+    harness.frameworks.trainer.make_train_step(
+        trainer, harness.frameworks.trainer.full_batches(trainer, 16)
+    )()
     for old, new in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(old, new)
 
@@ -308,8 +310,10 @@ def test_max_seconds_ends_the_run(measure, precision):
 
 
 def tiny_trainer(options, tmp_path, batch_size, samples=70):
-    arguments = utils_trainer.training_arguments(batch_size, options, CPU, str(tmp_path / "out"))
-    return utils_trainer.TokenCountingTrainer(
+    arguments = harness.frameworks.trainer.training_arguments(
+        batch_size, options, CPU, str(tmp_path / "out")
+    )
+    return harness.frameworks.trainer.TokenCountingTrainer(
         tiny_model(), arguments, data_collator=script.pad, train_dataset=learnable(samples)
     )
 
@@ -320,13 +324,13 @@ def run_with_clock(options, tmp_path, **clock_arguments) -> Clock:
     trainer = tiny_trainer(options, tmp_path, 16)
     clock = Clock(16, 70, 2, **clock_arguments)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(utils_trainer.ClockCallback(clock, trainer))
+    trainer.add_callback(harness.frameworks.trainer.ClockCallback(clock, trainer))
     trainer.train()
     return clock
 
 
 def test_smaller_last_batch_is_counted_as_it_is(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils_clock.WINDOW_SECONDS", 0)
+    monkeypatch.setattr("harness.clock.WINDOW_SECONDS", 0)
     ticks = iter(range(10_000))
     tick = lambda: float(next(ticks))  # noqa: E731
     clock = run_with_clock(options, tmp_path, synchronize=lambda: None, now=tick)
@@ -340,14 +344,14 @@ def test_smaller_last_batch_is_counted_as_it_is(options, tmp_path, monkeypatch):
 
 def test_longer_texts_are_more_work(monkeypatch):
     """The probe and the counted operations are of other texts than the run's: tokens convert."""
-    monkeypatch.setattr(utils_pytorch, "probe_device", lambda *arguments: 1000.0)  # tokens/s
+    monkeypatch.setattr(pytorch, "probe_device", lambda *arguments: 1000.0)  # tokens/s
     clock = Clock(4, 40, 1, lambda: None)
     clock.start()
     for _ in range(10):
         clock.step(4, work=800)
     clock.stop()
     product = lambda: torch.ones(10, 10) @ torch.ones(10, 10)  # noqa: E731
-    row = utils_pytorch.complete_row(clock, 0.0, CPU, None, product, backward_work=100)
+    row = pytorch.complete_row(clock, 0.0, CPU, None, product, backward_work=100)
     assert row["compute_samples_per_second"] == 1000 / 200
     flops_per_text = 2 * 10**3 / 100 * 200
     assert row["tflops_per_second"] == pytest.approx(
@@ -360,8 +364,12 @@ def test_padded_tokens_are_counted(options, tmp_path):
     longest = max(len(review["input_ids"]) for review in trainer.train_dataset)
     trainer.train()
     assert 6 <= trainer.tokens_of_step <= 6 * longest
-    lengths = {batch["input_ids"].numel() for batch in utils_trainer.full_batches(trainer, 16)}
-    step = utils_trainer.make_train_step(trainer, utils_trainer.full_batches(trainer, 16))
+    lengths = {
+        batch["input_ids"].numel() for batch in harness.frameworks.trainer.full_batches(trainer, 16)
+    }
+    step = harness.frameworks.trainer.make_train_step(
+        trainer, harness.frameworks.trainer.full_batches(trainer, 16)
+    )
     assert step() in lengths
 
 
@@ -376,7 +384,7 @@ class CountReads(TorchDispatchMode):
 
 
 def test_no_step_waits_for_the_device(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils_clock.WINDOW_SECONDS", 1e9)
+    monkeypatch.setattr("harness.clock.WINDOW_SECONDS", 1e9)
     waits = []
     with CountReads() as counter:
         run_with_clock(options, tmp_path, synchronize=lambda: waits.append(1))
@@ -393,8 +401,8 @@ def test_flops_are_those_of_the_model():
     for part in (model.distilbert.transformer.layer[-1], model.pre_classifier, model.classifier):
         part.requires_grad_(True)
     batch = script.pad([{"input_ids": np.arange(5, 25), "label": 0}] * 4)
-    counted = utils_pytorch.count_flops(
-        lambda: utils_trainer.backward_of_first_samples(model, [batch])
+    counted = pytorch.count_flops(
+        lambda: harness.frameworks.trainer.backward_of_first_samples(model, [batch])
     )
     tokens, dim, hidden = 20, TINY["dim"], TINY["hidden_dim"]
     weights = 2 * tokens * (4 * dim * dim + 2 * dim * hidden)
@@ -423,7 +431,7 @@ def test_one_cuda_device_is_left(options, monkeypatch, device, visible, left, re
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     options.device = device
-    utils_trainer.hide_other_gpus(options)
+    harness.frameworks.trainer.hide_other_gpus(options)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], options.device) == (left, renamed)
 
 

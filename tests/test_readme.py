@@ -13,7 +13,7 @@ import pytest
 from result_files import MACHINES, training_row, write_machine
 
 import utils
-from utils_results import read_rows
+from harness.results import read_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

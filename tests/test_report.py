@@ -3,7 +3,7 @@
 import pytest
 from result_files import training_row
 
-from utils_report import verdicts
+from harness.terminal import verdicts
 
 WAITED = {"compute_samples_per_second": 143.0, "input_bound_percent": 30.0}
 

@@ -9,12 +9,12 @@ import torch
 from planted_checks import crash, fine, missed
 from test_clock import FakeDevice
 
-import benchmark_pytorch
+import harness.clock
 import pytorch_test_computer_vision_cifar100 as cifar100
 import selfcheck
-import utils_checks
-import utils_clock
-from utils_clock import Window
+import selfchecks.checks
+import selfchecks.pytorch
+from harness.clock import Window
 
 
 def run_main(monkeypatch, tmp_path, checks):
@@ -52,29 +52,29 @@ def one_thread():
 
 
 def test_slow_loop_is_noticed(monkeypatch, one_thread):
-    step = utils_clock.Clock.step
+    step = harness.clock.Clock.step
 
     def slow_step(*arguments):
-        utils_clock.time.sleep(0.5)
+        harness.clock.time.sleep(0.5)
         return step(*arguments)
 
-    monkeypatch.setattr(utils_clock.Clock, "step", slow_step)
-    ratios = benchmark_pytorch.loop_ratios(batch_size=4, steps=1, pairs=6)
-    assert utils_checks.median_at_least("loop", ratios, 0.98).verdict == "MISSED"
+    monkeypatch.setattr(harness.clock.Clock, "step", slow_step)
+    ratios = selfchecks.pytorch.loop_ratios(batch_size=4, steps=1, pairs=6)
+    assert selfchecks.checks.median_at_least("loop", ratios, 0.98).verdict == "MISSED"
 
 
 def test_noise_is_told_from_a_slow_loop():
     noisy = [0.9, 0.97, 0.95, 1.02, 1.05, 0.96]
     slow = [0.9, 0.91, 0.95, 0.92, 0.89, 0.9]
-    assert utils_checks.median_at_least("loop", noisy, 0.98).verdict == "unsure"
-    assert utils_checks.median_at_least("loop", slow, 0.98).verdict == "MISSED"
-    assert utils_checks.median_at_least("loop", [1.0] * 6, 0.98).verdict == "ok"
+    assert selfchecks.checks.median_at_least("loop", noisy, 0.98).verdict == "unsure"
+    assert selfchecks.checks.median_at_least("loop", slow, 0.98).verdict == "MISSED"
+    assert selfchecks.checks.median_at_least("loop", [1.0] * 6, 0.98).verdict == "ok"
 
 
 def test_missing_synchronization_is_noticed():
     def verdict(synchronize):
-        return utils_checks.judge_clock(
-            utils_checks.reported_over_true(
+        return selfchecks.checks.judge_clock(
+            selfchecks.checks.reported_over_true(
                 device.queue, synchronize, device.synchronize, seconds=30, now=device.now
             )
         ).verdict
@@ -90,20 +90,20 @@ def windows(rates):
 
 def test_too_narrow_interval_is_noticed(monkeypatch):
     quiet = windows(np.random.default_rng(0).normal(80, 2, size=200))
-    assert [f.verdict for f in utils_checks.judge_slices(quiet)] == ["ok", "", "ok"]
-    honest = utils_clock.steady_rate
+    assert [f.verdict for f in selfchecks.checks.judge_slices(quiet)] == ["ok", "", "ok"]
+    honest = harness.clock.steady_rate
 
     def too_narrow(windows):
         rate, half_width = honest(windows)
         return rate, half_width / 10
 
-    monkeypatch.setattr(utils_checks, "steady_rate", too_narrow)
-    assert utils_checks.judge_slices(quiet)[2].verdict == "MISSED"
+    monkeypatch.setattr(selfchecks.checks, "steady_rate", too_narrow)
+    assert selfchecks.checks.judge_slices(quiet)[2].verdict == "MISSED"
 
 
 def test_drift_makes_short_estimates_wrong():
     drifting = windows(np.linspace(100, 60, 200))
-    assert utils_checks.judge_slices(drifting)[0].verdict == "MISSED"
+    assert selfchecks.checks.judge_slices(drifting)[0].verdict == "MISSED"
 
 
 def test_appetite_is_that_of_the_best_batch_size(monkeypatch):
@@ -113,8 +113,8 @@ def test_appetite_is_that_of_the_best_batch_size(monkeypatch):
         tried.append(train_step)
         return {8: 0.1, 16: 0.125, 32: 1.5}[train_step]
 
-    monkeypatch.setattr(utils_checks, "step_seconds", step_seconds)
-    assert utils_checks.appetite(lambda batch_size: (batch_size, None, None)) == 16 / 0.125
+    monkeypatch.setattr(selfchecks.checks, "step_seconds", step_seconds)
+    assert selfchecks.checks.appetite(lambda batch_size: (batch_size, None, None)) == 16 / 0.125
     assert tried == [8, 16, 32]
 
 
@@ -125,22 +125,22 @@ def test_starved_loader_is_noticed(monkeypatch):
 
         def __iter__(self):
             for start in range(0, 96, 32):
-                utils_clock.time.sleep(2)
+                harness.clock.time.sleep(2)
                 yield self.dataset.__getitems__(list(range(start, start + 32)))
 
     monkeypatch.setattr(cifar100, "make_loader", lambda data, *rest: Starved(data))
-    monkeypatch.setattr(utils_checks, "appetite", lambda make_step: 50.0)
-    assert utils_checks.pipeline_cifar100(quick=True)[1].verdict == "MISSED"
+    monkeypatch.setattr(selfchecks.checks, "appetite", lambda make_step: 50.0)
+    assert selfchecks.checks.pipeline_cifar100(quick=True)[1].verdict == "MISSED"
 
 
 def test_noisy_machine_is_noticed():
     quiet, noisy = [100.0, 101.0, 99.0, 100.0, 100.5, 99.5], [100.0, 120.0, 90.0, 80.0, 110.0, 90.0]
-    assert utils_checks.judge_blocks(quiet)[1].verdict == "ok"
-    assert utils_checks.judge_blocks(noisy)[1].verdict == "MISSED"
+    assert selfchecks.checks.judge_blocks(quiet)[1].verdict == "ok"
+    assert selfchecks.checks.judge_blocks(noisy)[1].verdict == "MISSED"
 
 
 def test_a_product_has_the_operations_that_are_counted():
-    multiply, operations = utils_checks.matrix_product("fp32", 64)
+    multiply, operations = selfchecks.checks.matrix_product("fp32", 64)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         multiply()
     assert counter.get_total_flops() == operations

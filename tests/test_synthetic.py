@@ -8,18 +8,18 @@ import sys
 import pytest
 from PIL import Image, JpegImagePlugin
 
-import utils_synthetic
+import harness.twins.photographs
 
 FOOD101_BYTES = 50_700  # 3.84 GB of training files / 75,750
 
 
 @pytest.fixture(scope="module")
 def files():
-    return utils_synthetic.jpeg_photographs()
+    return harness.twins.photographs.jpeg_photographs()
 
 
 def test_files_are_distinct_and_as_large_as_food101s(files):
-    assert len(set(files)) == len(files) == utils_synthetic.PHOTOGRAPHS
+    assert len(set(files)) == len(files) == harness.twins.photographs.PHOTOGRAPHS
     sizes = [len(file) for file in files]
     assert statistics.mean(sizes) == pytest.approx(FOOD101_BYTES, rel=0.02)
     # Some are half as large, some twice, as it is with photographs.
@@ -33,17 +33,21 @@ def test_pictures_are_of_full_colour_and_at_most_512_pixels(files):
     assert {picture.mode for picture in pictures} == {"RGB"}
     assert {JpegImagePlugin.get_sampling(picture) for picture in pictures} == {2}  # 4:2:0
     assert {max(picture.size) for picture in pictures} == {512}
-    assert {picture.size for picture in pictures} == set(utils_synthetic.SIZES)
+    assert {picture.size for picture in pictures} == set(harness.twins.photographs.SIZES)
 
 
 def test_the_seed_settles_the_pictures():
-    first, again, other = (utils_synthetic.jpeg_photographs(3, seed) for seed in (1, 1, 2))
+    first, again, other = (
+        harness.twins.photographs.jpeg_photographs(3, seed) for seed in (1, 1, 2)
+    )
     assert first == again
     assert not set(first) & set(other)
 
 
 def test_no_framework_is_imported():
-    code = "import sys, utils_synthetic; print({'torch', 'tensorflow'} & set(sys.modules))"
+    code = (
+        "import sys, harness.twins.photographs; print({'torch', 'tensorflow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=utils_synthetic.__file__.rpartition("/")[0])  # fmt: skip
+                          cwd=harness.twins.photographs.__file__.rpartition("/")[0])  # fmt: skip
     assert done.stdout.strip() == "set()"

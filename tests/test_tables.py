@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import result_files as files
-
 import utils_experiments
+
+from harness.results import COLUMNS, append_row
+from reporting.speeds import best_evidence, relative_speeds, share_of_peak, token_rates
+from reporting.tables import load_results
 from utils import UserError
-from utils_evidence import best_evidence, relative_speeds, share_of_peak, token_rates
-from utils_results import COLUMNS, append_row
-from utils_tables import load_results
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"

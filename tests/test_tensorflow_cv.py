@@ -25,7 +25,7 @@ from tensorflow_datasets.image_classification import food101 as tfds_food101
 import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
 import utils
-import utils_tensorflow
+from harness.frameworks import tensorflow
 
 ROOT = Path(__file__).parent.parent
 IMAGES = 64
@@ -44,7 +44,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
         seed=1, epochs=1, max_seconds=None,
@@ -228,7 +228,7 @@ def test_food101s_twin_repeats_photographs_to_its_size(options):
 
 @pytest.mark.parametrize(("script", "size", "classes"), [(cifar100, 32, 100), (food101, 224, 101)])
 def test_models_take_images_of_8_bits(options, script, size, classes):
-    utils_tensorflow.start(options)
+    tensorflow.start(options)
     model = script.build_model(options)
     assert model.inputs[0].dtype == "uint8"
     assert model.output_shape == (None, classes)

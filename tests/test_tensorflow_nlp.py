@@ -14,8 +14,8 @@ from loopback import serve
 
 import tensorflow_test_nlp as script
 import utils
-import utils_tensorflow
-from small_transformer import small_transformer
+from harness.frameworks import tensorflow
+from harness.models.small_transformer import small_transformer
 
 ROOT = Path(__file__).parent.parent
 REVIEWS = [[5, 20, 7], list(range(1, 301)), [19_996, 19_997, 30_000], [1]]
@@ -27,7 +27,7 @@ TINY = dict(
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
         seed=1, epochs=1, max_seconds=None, **script.EXPERIMENT.model_flags,
@@ -136,13 +136,13 @@ def test_positions_matter(options):
 def test_loss_falls_on_learnable_data(options):
     for name, value in TINY.items():
         setattr(options, name, value)
-    device = utils_tensorflow.start(options)
+    device = tensorflow.start(options)
     tokens = np.random.default_rng(0).integers(50, size=(256, 8), dtype=np.int32)
     labels = np.any(tokens < 5, axis=1).astype(int)  # whether some word is among the first
 
-    dataset = utils_tensorflow.in_memory_batches(tokens, labels, 16)
+    dataset = tensorflow.in_memory_batches(tokens, labels, 16)
     options.epochs = 15
-    row = utils_tensorflow.measure_training(
+    row = tensorflow.measure_training(
         script.build_model(options), dataset, 256, device, 16, options
     )
     # An untrained network's is ln 2, 0.69.

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import harness.clock
 import utils
-import utils_clock
-import utils_tensorflow
-from utils_process import is_out_of_memory
+from harness.frameworks import tensorflow
+from harness.process import is_out_of_memory
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def options(monkeypatch):
-    monkeypatch.setattr("utils_clock.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     return argparse.Namespace(
         device="cpu", precision="fp32", compile=False, seed=1, epochs=1, max_seconds=None
     )
@@ -30,7 +30,7 @@ def options(monkeypatch):
 
 def measure_tiny(options, batch_size=32, samples=256):
     """A small network on images whose brightness is their class; returns the row."""
-    device = utils_tensorflow.start(options)
+    device = tensorflow.start(options)
     labels = np.arange(samples) % 2
     images = np.repeat((labels * 200).astype(np.uint8), 3072).reshape(-1, 32, 32, 3)
     scale = keras.layers.Rescaling(1 / 127.5, offset=-1)
@@ -38,8 +38,8 @@ def measure_tiny(options, batch_size=32, samples=256):
     inputs = keras.Input((32, 32, 3), dtype="uint8")
     model = keras.Model(inputs, dense(keras.layers.Flatten()(scale(inputs))))
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=options.compile)
-    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
-    return utils_tensorflow.measure_training(model, dataset, samples, device, batch_size, options)
+    dataset = tensorflow.in_memory_batches(images, labels, batch_size)
+    return tensorflow.measure_training(model, dataset, samples, device, batch_size, options)
 
 
 def test_loss_falls_on_learnable_data(options):
@@ -62,18 +62,18 @@ def test_loss_falls_when_compiled(options):
 def test_columns_are_pytorchs(options):
     # In a process of its own, because PyTorch must not be loaded after TensorFlow.
     code = """
-import argparse, json, torch, utils_clock, utils_pytorch
-utils_clock.PROBE_SECONDS = 0.1
+import argparse, json, torch, harness.clock, pytorch
+harness.clock.PROBE_SECONDS = 0.1
 options = argparse.Namespace(device="cpu", precision="fp32", compile=False, channels_last=False,
                              seed=1, epochs=1, max_seconds=None)
-device = utils_pytorch.start(options)
+device = pytorch.start(options)
 data = torch.utils.data.TensorDataset(torch.zeros(256, 3, 8, 8, dtype=torch.uint8),
                                       torch.zeros(256, dtype=torch.long))
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-row = utils_pytorch.measure_training(
+row = pytorch.measure_training(
     model, torch.utils.data.DataLoader(data, 32), torch.nn.CrossEntropyLoss(),
     torch.optim.Adam(model.parameters()), device, 32, options)
-print(json.dumps([list(row), list(utils_pytorch.facts(device))]))
+print(json.dumps([list(row), list(pytorch.facts(device))]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
@@ -81,28 +81,28 @@ print(json.dumps([list(row), list(utils_pytorch.facts(device))]))
     measured, facts = json.loads(done.stdout.splitlines()[-1])
     row = measure_tiny(options)
     assert set(row) == set(measured)
-    assert set(utils_tensorflow.facts(utils_tensorflow.Device("cpu"))) == set(facts)
+    assert set(tensorflow.facts(tensorflow.Device("cpu"))) == set(facts)
     assert all(value is not None for name, value in row.items() if "ci95" not in name
                and name != "sustained_ratio")  # fmt: skip
 
 
 def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
     waited, read = [], []
-    monkeypatch.setattr(utils_tensorflow, "synchronize", lambda model: lambda: waited.append(1))
-    monkeypatch.setattr("utils_tensorflow.probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr(tensorflow, "synchronize", lambda model: lambda: waited.append(1))
+    monkeypatch.setattr("harness.frameworks.tensorflow.probe_device", lambda *arguments: 1.0)
     windows = []
-    measured = utils_tensorflow.Clock.measurement
+    measured = tensorflow.Clock.measurement
     monkeypatch.setattr(
-        utils_tensorflow.Clock, "measurement",
+        tensorflow.Clock, "measurement",
         lambda clock: windows.extend(clock.windows) or measured(clock),
     )  # fmt: skip
     # Keras reads the loss of a step by this function.
     monkeypatch.setattr(
         "keras.src.utils.python_utils.pythonify_logs", lambda logs: read.append(logs) or logs or {}
     )
-    batch_end = utils_tensorflow.TimedFit.on_train_batch_end
+    batch_end = tensorflow.TimedFit.on_train_batch_end
     monkeypatch.setattr(
-        utils_tensorflow.TimedFit, "on_train_batch_end",
+        tensorflow.TimedFit, "on_train_batch_end",
         lambda timed, batch, logs: batch_end(timed, batch, logs=object()),
     )  # fmt: skip
     row = measure_tiny(options, batch_size=1, samples=2000)
@@ -114,15 +114,15 @@ def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
 def test_no_pause_between_epochs(options, monkeypatch):
     """`tf.data`'s autotuner would hold up the end of an epoch, up to as long again."""
     ends = []
-    step = utils_tensorflow.Clock.step
+    step = tensorflow.Clock.step
 
     def slow_step(clock, samples):
-        utils_clock.time.sleep(0.02)
-        ends.append(utils_clock.time.perf_counter())
+        harness.clock.time.sleep(0.02)
+        ends.append(harness.clock.time.perf_counter())
         return step(clock, samples)
 
-    monkeypatch.setattr(utils_tensorflow, "probe_device", lambda *arguments: 1.0)
-    monkeypatch.setattr(utils_tensorflow.Clock, "step", slow_step)
+    monkeypatch.setattr(tensorflow, "probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr(tensorflow.Clock, "step", slow_step)
     options.epochs = 3
     measure_tiny(options, batch_size=1, samples=75)
     pauses = np.diff(ends)[[74, 149]]
@@ -138,15 +138,15 @@ def test_max_seconds_ends_within_an_epoch(options):
 
 def test_last_smaller_batch_counts_what_it_holds(options):
     counted = []
-    step = utils_tensorflow.Clock.step
+    step = tensorflow.Clock.step
 
     def count(clock, samples):
         counted.append(samples)
         return step(clock, samples)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils_tensorflow, "probe_device", lambda *arguments: 1.0)
-        patch.setattr(utils_tensorflow.Clock, "step", count)
+        patch.setattr(tensorflow, "probe_device", lambda *arguments: 1.0)
+        patch.setattr(tensorflow.Clock, "step", count)
         options.epochs = 2
         measure_tiny(options, batch_size=32, samples=70)
     assert counted == [32, 32, 6] * 2
@@ -160,7 +160,7 @@ def test_flops_are_those_of_the_model(options):
 
 
 def test_flops_of_convolutions_and_attention(options):
-    utils_tensorflow.start(options)
+    tensorflow.start(options)
     images = keras.Input((8, 8, 3))
     hidden = keras.layers.Conv2D(4, 3, padding="same")(images)  # 8 x 8 x 4
     hidden = keras.layers.Conv2D(5, 3, strides=2, padding="same")(hidden)  # 4 x 4 x 5
@@ -175,7 +175,7 @@ def test_flops_of_convolutions_and_attention(options):
     attention = 2 * (2 * 2 * 16 * 16 * 3)
     # Twice as much backward as forward, but the images need no gradient.
     expected = 2 * first + 3 * (second + projections + attention)
-    counted = utils_tensorflow.count_flops(model, tf.zeros((7, 8, 8, 3)), tf.zeros((7,), tf.int32))
+    counted = tensorflow.count_flops(model, tf.zeros((7, 8, 8, 3)), tf.zeros((7,), tf.int32))
     assert counted == 7 * expected
 
 
@@ -186,7 +186,7 @@ def test_batch_larger_than_the_data_is_an_error_that_says_so(options):
 
 def test_batches_hold_every_sample_once():
     features, labels = np.arange(70, dtype=np.int32).reshape(70, 1), np.arange(70)
-    batches = list(utils_tensorflow.in_memory_batches(features, labels, 32))
+    batches = list(tensorflow.in_memory_batches(features, labels, 32))
     assert [len(labels) for _, labels in batches] == [32, 32, 6]
     seen = np.concatenate([labels for _, labels in batches])
     assert sorted(seen) == list(range(70)) and list(seen) != list(range(70))
@@ -208,28 +208,28 @@ def test_exhausted_memory_is_recognised():
 
 
 def test_missing_device_is_bad_usage(options):
-    if utils_tensorflow.GPUS:
+    if tensorflow.GPUS:
         pytest.skip("this machine has the device")
     options.device = "cuda"
     with pytest.raises(utils.UsageError, match="--device=cuda"):
-        utils_tensorflow.start(options)
+        tensorflow.start(options)
 
 
 @pytest.fixture
 def metal(monkeypatch):
     """Pretends that this is a Mac whose GPU TensorFlow sees."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(utils_tensorflow, "GPUS", ["/physical_device:GPU:0"])
+    monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
 
 
 def test_metal_is_mps_and_refuses_to_compile(options, metal):
     options.device = "auto"
-    assert utils_tensorflow.start(options) == utils_tensorflow.Device("mps")
+    assert tensorflow.start(options) == tensorflow.Device("mps")
     options.compile = True
     with pytest.raises(utils.UsageError, match="--compile.*Metal"):
-        utils_tensorflow.start(options)
+        tensorflow.start(options)
 
 
 def test_memory_that_metal_does_not_tell_is_unknown(metal, monkeypatch):
@@ -237,7 +237,7 @@ def test_memory_that_metal_does_not_tell_is_unknown(metal, monkeypatch):
         raise ValueError("No matching devices found")
 
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", silent)
-    assert utils_tensorflow.peak_memory_gb(utils_tensorflow.Device("mps")) is None
+    assert tensorflow.peak_memory_gb(tensorflow.Device("mps")) is None
 
 
 def test_precision_that_the_device_lacks_is_bad_usage(options, monkeypatch):
@@ -247,34 +247,34 @@ def test_precision_that_the_device_lacks_is_bad_usage(options, monkeypatch):
     monkeypatch.setattr(tf.nn, "conv2d", lacking)
     options.precision = "fp16"
     with pytest.raises(utils.UsageError, match="--precision=fp16"):
-        utils_tensorflow.start(options)
+        tensorflow.start(options)
 
 
 def test_nvidia_card_without_cuda_libraries_is_said(options, monkeypatch, capsys):
-    monkeypatch.setattr(utils_tensorflow, "GPUS", [])
+    monkeypatch.setattr(tensorflow, "GPUS", [])
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
     options.device = "auto"
-    utils_tensorflow.facts(utils_tensorflow.start(options))
+    tensorflow.facts(tensorflow.start(options))
     (line,) = capsys.readouterr().out.splitlines()
     assert "tensorflow[and-cuda]" in line
     options.device = "cuda"
     with pytest.raises(utils.UsageError, match="--device=cuda.*tensorflow.and-cuda"):
-        utils_tensorflow.start(options)
+        tensorflow.start(options)
 
 
 def test_card_is_named_as_pytorch_names_it(options, monkeypatch):
     details = {"device_name": "NVIDIA TITAN RTX", "compute_capability": (7, 5)}
-    monkeypatch.setattr(utils_tensorflow, "GPUS", ["/physical_device:GPU:0"])
+    monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
     report = "NVIDIA GeForce GT 710, 2048\nNVIDIA TITAN RTX, 24576\n"
-    monkeypatch.setattr("utils_machine.output_of", lambda *command: report)
-    facts = utils_tensorflow.facts(utils_tensorflow.Device("cuda"))
+    monkeypatch.setattr("harness.machine.output_of", lambda *command: report)
+    facts = tensorflow.facts(tensorflow.Device("cuda"))
     assert (facts["machine"], facts["device"]) == (
         "NVIDIA_TITAN_RTX_24GB",
         "cuda (NVIDIA TITAN RTX)",
     )
-    monkeypatch.setattr("utils_machine.output_of", lambda *command: "")
-    assert utils_tensorflow.facts(utils_tensorflow.Device("cuda"))["machine"] == "NVIDIA_TITAN_RTX"
+    monkeypatch.setattr("harness.machine.output_of", lambda *command: "")
+    assert tensorflow.facts(tensorflow.Device("cuda"))["machine"] == "NVIDIA_TITAN_RTX"
 
 
 @pytest.mark.parametrize("error", ["NotFoundError", "ImportError"])

@@ -1,6 +1,6 @@
 """What Food101's input pipeline delivers without a model: ratios of things measured in one run.
 
-    python benchmark_food101.py
+    python -m selfchecks.food101
 
 Share: pictures per second of the script's loader, over the number of its workers times the rate of
 decoding and resizing alone in one thread. PIL: the same loader against the usual one of as many
@@ -22,9 +22,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from torchvision.transforms.v2.functional import resize
 
+import harness.twins.photographs
 import pytorch_test_computer_vision_food101 as script
-import utils_synthetic
-from utils_benchmark import in_words, interleaved_ratios
+from selfchecks.pairs import in_words, interleaved_ratios
 
 BATCH_SIZE = 32
 SIDE = script.EXPERIMENT.input_size
@@ -98,7 +98,8 @@ def decoding_ratios(pairs: int = 15) -> list[float]:
     real = real_photographs()
     wanted = statistics.mean(map(bits_per_pixel, real))
     alike = sorted(
-        utils_synthetic.jpeg_photographs(), key=lambda file: abs(bits_per_pixel(file) - wanted)
+        harness.twins.photographs.jpeg_photographs(),
+        key=lambda file: abs(bits_per_pixel(file) - wanted),
     )[:16]
 
     def decode(files):
@@ -121,7 +122,7 @@ def real_photographs() -> list[bytes]:
         picture = PIL.Image.fromarray(levels)
         picture.thumbnail((512, 512), PIL.Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=utils_synthetic.QUALITY, subsampling="4:2:0")
+        picture.save(file, "JPEG", quality=harness.twins.photographs.QUALITY, subsampling="4:2:0")
         files.append(file.getvalue())
     return files
 

@@ -1,6 +1,6 @@
 """What the NLP protocol costs: ratios of two things measured in one run, interleaved.
 
-    python benchmark_nlp.py
+    python -m selfchecks.trainer
 
 Loader: the twin's batches padded by the script, against Transformers' DataCollatorWithPadding.
 Loop: a small DistilBERT trained by Trainer with the shared clock, against the same without it.
@@ -23,11 +23,11 @@ from transformers import (
     Trainer,
 )
 
+import harness.frameworks.trainer
 import pytorch_test_nlp as script
-import utils_pytorch
-import utils_trainer
-from utils_benchmark import in_words, interleaved_ratios
-from utils_clock import Clock
+from harness.clock import Clock
+from harness.frameworks import pytorch
+from selfchecks.pairs import in_words, interleaved_ratios
 
 CPU = torch.device("cpu")
 OPTIONS = argparse.Namespace(
@@ -39,7 +39,7 @@ def make_trainer(
     model, dataset, batch_size: int, scratch: str, collate=script.pad, kind=Trainer
 ) -> Trainer:
     """A Trainer of `model` on `dataset` with the script's arguments, silent."""
-    arguments = utils_trainer.training_arguments(batch_size, OPTIONS, CPU, scratch)
+    arguments = harness.frameworks.trainer.training_arguments(batch_size, OPTIONS, CPU, scratch)
     trainer = kind(model, arguments, data_collator=collate, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -62,11 +62,11 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 30) -> list[f
             make_trainer(model, dataset, batch_size, scratch).train()
 
     def with_clock():
-        clock = Clock(batch_size, len(dataset), 1, utils_pytorch.synchronize(CPU))
-        kind = utils_trainer.TokenCountingTrainer
+        clock = Clock(batch_size, len(dataset), 1, pytorch.synchronize(CPU))
+        kind = harness.frameworks.trainer.TokenCountingTrainer
         with tempfile.TemporaryDirectory() as scratch:
             trainer = make_trainer(model, dataset, batch_size, scratch, kind=kind)
-            trainer.add_callback(utils_trainer.ClockCallback(clock, trainer))
+            trainer.add_callback(harness.frameworks.trainer.ClockCallback(clock, trainer))
             trainer.train()
 
     return interleaved_ratios(with_clock, bare, pairs)

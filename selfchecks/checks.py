@@ -7,8 +7,8 @@ import time
 from typing import NamedTuple
 
 import utils
-from utils_benchmark import median_interval
-from utils_clock import Clock, Window, rate_of, steady_rate, steady_windows
+from harness.clock import Clock, Window, rate_of, steady_rate, steady_windows
+from selfchecks.pairs import median_interval
 
 BATCH_SIZE = 32
 SLICE_SECONDS = 10.0
@@ -73,30 +73,30 @@ def median_at_least(check: str, ratios: list[float], target: float) -> Finding:
 
 
 def overhead_pytorch(quick: bool) -> list[Finding]:
-    import benchmark_pytorch
+    import selfchecks.pytorch
 
-    ratios = benchmark_pytorch.loop_ratios(pairs=pairs_of(quick))
+    ratios = selfchecks.pytorch.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("PyTorch loop / bare loop", ratios, 0.98)]
 
 
 def overhead_trainer(quick: bool) -> list[Finding]:
-    import benchmark_nlp
+    import selfchecks.trainer
 
-    ratios = benchmark_nlp.loop_ratios(pairs=pairs_of(quick))
+    ratios = selfchecks.trainer.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("Transformers' Trainer, with the clock / without", ratios, 0.98)]
 
 
 def overhead_tensorflow(quick: bool) -> list[Finding]:
-    import benchmark_tensorflow
+    import selfchecks.tensorflow
 
-    ratios = benchmark_tensorflow.loop_ratios(pairs=pairs_of(quick))
+    ratios = selfchecks.tensorflow.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("TensorFlow loop / plain model.fit", ratios, 0.98)]
 
 
 def overhead_llama2(quick: bool) -> list[Finding]:
-    import benchmark_llama2
+    import selfchecks.llama
 
-    ratios = benchmark_llama2.loop_ratios(pairs=pairs_of(quick))
+    ratios = selfchecks.llama.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("LLM generation / bare llama_cpp loop", ratios, 0.98)]
 
 
@@ -137,23 +137,21 @@ def resnet50_step(batch_size: int = BATCH_SIZE, image_size: int = 32):
     import torch
     from torchvision.models import resnet50
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
     options = argparse.Namespace(
         device="auto", seed=1, precision="fp32", compile=False, channels_last=False
     )
-    device = utils_pytorch.start(options)
+    device = pytorch.start(options)
     model = resnet50(num_classes=100).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    _, step = utils_pytorch.make_steps(
-        model, torch.nn.CrossEntropyLoss(), optimizer, device, options
-    )
+    _, step = pytorch.make_steps(model, torch.nn.CrossEntropyLoss(), optimizer, device, options)
     shape = (batch_size, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.randint(100, (batch_size,), device=device)
     return (
         lambda: step(images, labels),
-        utils_pytorch.synchronize(device),
+        pytorch.synchronize(device),
         lambda: model.fc.bias[0].item(),
     )
 
@@ -260,7 +258,7 @@ def pipeline_cifar100(quick: bool) -> list[Finding]:
     import torch
 
     import pytorch_test_computer_vision_cifar100 as script
-    from benchmark_pytorch import loader_rate
+    from selfchecks.pytorch import loader_rate
 
     data = script.load_data(argparse.Namespace(data="synthetic"))
     loader = script.make_loader(data, BATCH_SIZE, torch.device("cpu"))
@@ -274,14 +272,14 @@ def pipeline_cifar100(quick: bool) -> list[Finding]:
 
 
 def pipeline_food101(quick: bool) -> list[Finding]:
-    import benchmark_food101
-    from utils_benchmark import timed
+    import selfchecks.food101
+    from selfchecks.pairs import timed
 
     pictures = 512 if quick else 2048
-    rows = benchmark_food101.synthetic_rows(pictures)
-    loader = benchmark_food101.our_loader(rows)
-    shares = benchmark_food101.pipeline_shares(rows, loader, pairs=6)
-    delivered = pictures / timed(lambda: benchmark_food101.consume(loader))
+    rows = selfchecks.food101.synthetic_rows(pictures)
+    loader = selfchecks.food101.our_loader(rows)
+    shares = selfchecks.food101.pipeline_shares(rows, loader, pairs=6)
+    delivered = pictures / timed(lambda: selfchecks.food101.consume(loader))
     eaten = appetite(lambda batch_size: resnet50_step(batch_size, image_size=224))
     return [
         median_at_least("Food101 loader / (JPEG decoding x cores)", shares, 0.85),
@@ -290,11 +288,11 @@ def pipeline_food101(quick: bool) -> list[Finding]:
 
 
 def pipeline_imdb(quick: bool) -> list[Finding]:
-    import benchmark_nlp
     import pytorch_test_nlp as script
+    import selfchecks.trainer
 
-    delivered = benchmark_nlp.loader_rate(BATCH_SIZE, samples=2048 if quick else 8192)
-    reviews = script.load_tokens(benchmark_nlp.OPTIONS, "train")
+    delivered = selfchecks.trainer.loader_rate(BATCH_SIZE, samples=2048 if quick else 8192)
+    reviews = script.load_tokens(selfchecks.trainer.OPTIONS, "train")
     batch = script.pad([reviews[i] for i in range(BATCH_SIZE)])
     copied = BATCH_SIZE / shortest_seconds(batch["input_ids"].clone)
     eaten = appetite(lambda batch_size: distilbert_step(reviews, batch_size))
@@ -306,15 +304,15 @@ def pipeline_imdb(quick: bool) -> list[Finding]:
 
 def distilbert_step(reviews, batch_size: int):
     """Forward and backward pass of DistilBERT on a batch, and the protocol's `synchronize`."""
-    import benchmark_nlp
     import pytorch_test_nlp as script
-    import utils_pytorch
+    import selfchecks.trainer
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.choose_device("auto")
-    model = script.load_model(benchmark_nlp.OPTIONS).to(device)
+    device = pytorch.choose_device("auto")
+    model = script.load_model(selfchecks.trainer.OPTIONS).to(device)
     batch = script.pad([reviews[i] for i in range(batch_size)])
     batch = {name: part.to(device) for name, part in batch.items()}
-    return lambda: model(**batch).loss.backward(), utils_pytorch.synchronize(device)
+    return lambda: model(**batch).loss.backward(), pytorch.synchronize(device)
 
 
 def appetite(make_step) -> float:
@@ -381,12 +379,12 @@ def matrix_product(precision: str, size: int):
     """A square matrix product on the device that waits until it is done, and its operations."""
     import torch
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
     options = argparse.Namespace(device="auto", seed=1, precision=precision)
-    device = utils_pytorch.start(options)
-    a, b = torch.randn(2, size, size, device=device).to(utils_pytorch.DTYPES[precision])
-    synchronize = utils_pytorch.synchronize(device)
+    device = pytorch.start(options)
+    a, b = torch.randn(2, size, size, device=device).to(pytorch.DTYPES[precision])
+    synchronize = pytorch.synchronize(device)
 
     def multiply():
         torch.mm(a, b)
@@ -399,12 +397,12 @@ def memory_copy(size: int = 2**29):
     """A copy of `size` bytes from one place of the device's memory to another."""
     import torch
 
-    import utils_pytorch
+    from harness.frameworks import pytorch
 
-    device = utils_pytorch.choose_device("auto")
+    device = pytorch.choose_device("auto")
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    synchronize = utils_pytorch.synchronize(device)
+    synchronize = pytorch.synchronize(device)
     return lambda: (target.copy_(source), synchronize()), size
 
 

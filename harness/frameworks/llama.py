@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import psutil
 
-import utils_machine
-from synthetic_gguf import SYNTHETIC_KEY
-from utils_process import UsageError, UserError
+import harness.machine
+from harness.process import UsageError, UserError
+from harness.twins.gguf import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
     "max_tokens",
@@ -140,7 +140,7 @@ def require_memory(path: Path, memory) -> None:
 
 def default_threads() -> int:
     """The performance cores of an Apple chip, else all physical cores."""
-    fast = utils_machine.output_of("sysctl", "-n", "hw.perflevel0.physicalcpu").strip()
+    fast = harness.machine.output_of("sysctl", "-n", "hw.perflevel0.physicalcpu").strip()
     return int(fast) if fast.isdigit() else psutil.cpu_count(logical=False) or psutil.cpu_count()
 
 
@@ -177,13 +177,13 @@ def machine_columns(offload: Offload) -> dict:
     """The machine columns of a row, of the device that llama.cpp computes on."""
     import llama_cpp
 
-    machine = utils_machine.machine_facts()
+    machine = harness.machine.machine_facts()
     if offload.device_type == "cpu":
-        tag = utils_machine.machine_tag(machine, "cpu", None, None)
+        tag = harness.machine.machine_tag(machine, "cpu", None, None)
     elif offload.device_type == "metal":
-        tag = utils_machine.machine_tag(machine, "mps", None, None)
+        tag = harness.machine.machine_tag(machine, "mps", None, None)
     elif offload.gpu_bytes:
-        tag = utils_machine.machine_tag(machine, "cuda", offload.gpu_name, offload.gpu_bytes)
+        tag = harness.machine.machine_tag(machine, "cuda", offload.gpu_name, offload.gpu_bytes)
     else:
         tag = safe_name(offload.gpu_name)
     name = offload.gpu_name

@@ -1,4 +1,4 @@
-"""Charts of the tables that utils_tables reads: one figure each, colours fixed per machine."""
+"""Charts of the tables that reporting.tables reads: one figure each, colours fixed per machine."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
-
-from utils import PROJECT_VERSION
-from utils_evidence import best_evidence, is_good, relative_speeds, token_rates
 from utils_experiments import BY_CHART, LLM_CHART, LLM_TITLE, TRAINING
-from utils_report import input_bound
-from utils_tables import OLDER, OURS, Results
+
+from harness.terminal import input_bound
+from reporting.speeds import best_evidence, is_good, relative_speeds, token_rates
+from reporting.tables import OLDER, OURS, Results
+from utils import PROJECT_VERSION
 
 # Twelve colours that stay apart for colour-blind readers (M. Krzywinski's palette,
 # https://mk.bcgsc.ca/colorblind/), neighbours in this order unlike each other.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from tqdm import tqdm
 
-from utils_process import UserError
+from harness.process import UserError
 
 SYNTHETIC_KEY = "speed_test.synthetic"  # metadata that only a twin has
 SPACE = "\u2581"  # how SentencePiece writes a space

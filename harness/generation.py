@@ -13,10 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils_machine import output_of
-from utils_process import UsageError, UserError, run_in_fresh_process
-from utils_report import disturbances
-from utils_results import MACHINE_COLUMNS
+from harness.experiment import Speed
+from harness.machine import output_of
+from harness.process import UsageError, UserError, run_in_fresh_process
+from harness.results import MACHINE_COLUMNS
+from harness.terminal import disturbances
 
 COLUMNS = [
     "question",
@@ -50,6 +51,12 @@ COLUMNS = [
     "temperature",
     *MACHINE_COLUMNS,
 ]
+
+TEXT_COLUMNS = ("question", "answer", "model", "architecture", "quantization")
+SPEEDS = (
+    Speed("tokens_per_second", "tokens/s", "tokens per second", "text generation", True),
+    Speed("prompt_tokens_per_second", "tokens/s", "tokens per second", "prompt", True, "prompt"),
+)
 
 
 def results_path(results_dir: Path, facts: dict) -> Path:

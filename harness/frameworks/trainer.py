@@ -10,9 +10,9 @@ import os
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from utils_clock import Clock
-from utils_energy import energy_meter
-from utils_pytorch import complete_row, synchronize
+from harness.clock import Clock
+from harness.energy import energy_meter
+from harness.frameworks.pytorch import complete_row, synchronize
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
 

@@ -1,6 +1,6 @@
 """What the TensorFlow protocol costs: ratios of two things measured in one run.
 
-    python benchmark_tensorflow.py
+    python -m selfchecks.tensorflow
 
 Loop: `model.fit` under the clock against plain `model.fit` without callbacks, in interleaved pairs.
 Pipelines alone, without a model: CIFAR100's against a plain copy of the same images in memory;
@@ -12,14 +12,14 @@ import statistics
 
 import numpy as np
 
+import harness.machine
 import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
 import tensorflow_test_nlp as nlp
-import utils_machine
-import utils_tensorflow
-from utils_benchmark import in_words, interleaved_ratios, timed
-from utils_clock import Clock
-from utils_tensorflow import tf
+from harness.clock import Clock
+from harness.frameworks import tensorflow
+from harness.frameworks.tensorflow import tf
+from selfchecks.pairs import in_words, interleaved_ratios, timed
 
 OPTIONS = argparse.Namespace(
     device="cpu", precision="fp32", compile=False, data="synthetic", seed=1
@@ -32,22 +32,22 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    utils_tensorflow.start(OPTIONS)
+    tensorflow.start(OPTIONS)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
     options = argparse.Namespace(**vars(OPTIONS), **nlp.EXPERIMENT.model_flags)
     reviews = random.integers(options.vocab_size, size=(samples, options.maxlen), dtype=np.int32)
     labels = random.integers(2, size=samples)
-    dataset = utils_tensorflow.in_memory_batches(reviews, labels, batch_size)
-    dataset = utils_tensorflow.without_autotuning(dataset)
+    dataset = tensorflow.in_memory_batches(reviews, labels, batch_size)
+    dataset = tensorflow.without_autotuning(dataset)
     model = nlp.build_model(options)
 
     def plain():
         model.fit(dataset, verbose=0, shuffle=False)
 
     def under_the_clock():
-        clock = Clock(batch_size, samples, 1, utils_tensorflow.synchronize(model))
-        timed_fit = utils_tensorflow.TimedFit(model, clock)
+        clock = Clock(batch_size, samples, 1, tensorflow.synchronize(model))
+        timed_fit = tensorflow.TimedFit(model, clock)
         model.fit(dataset, verbose=0, shuffle=False, callbacks=timed_fit)
 
     return interleaved_ratios(under_the_clock, plain, pairs)
@@ -56,8 +56,8 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
 def cifar100_share(batch_size: int = 32, rounds: int = 3) -> float:
     """Median over rounds of the pipeline's rate divided by that of a copy of all images at once."""
     images, labels = cifar100.load_data(OPTIONS)
-    dataset = utils_tensorflow.in_memory_batches(images, labels, batch_size)
-    dataset = utils_tensorflow.without_autotuning(dataset)
+    dataset = tensorflow.in_memory_batches(images, labels, batch_size)
+    dataset = tensorflow.without_autotuning(dataset)
     return statistics.median(
         timed(images.copy) / timed(lambda: consume(dataset)) for _ in range(rounds)
     )
@@ -70,12 +70,12 @@ def food101_share(photographs: int = 1024, rounds: int = 3) -> float:
     one_thread.threading.private_threadpool_size = 1
     one_thread.autotune.enabled = False
     alone = data.take(photographs // 4).map(food101.decode).with_options(one_thread)
-    batches = utils_tensorflow.without_autotuning(food101.make_batches(data, 32))
+    batches = tensorflow.without_autotuning(food101.make_batches(data, 32))
     shares = []
     for _ in range(rounds):
         rate_of_one = photographs // 4 / timed(lambda: consume(alone))
         rate = photographs / timed(lambda: consume(batches))
-        shares.append(rate / rate_of_one / utils_machine.usable_cores())
+        shares.append(rate / rate_of_one / harness.machine.usable_cores())
     return statistics.median(shares)
 
 

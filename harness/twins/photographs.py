@@ -21,7 +21,7 @@ def jpeg_photographs(count: int = PHOTOGRAPHS, seed: int = 1) -> list[bytes]:
     The pictures are cut, each with its own contrast, from noise whose amplitude falls as f**-1.2,
     the mean of natural photographs (Tolhurst, Tadmor and Chao, "Amplitude spectra of natural
     images", Ophthalmic and Physiological Optics 12, 1992); colour varies less and more smoothly.
-    Checked by benchmark_food101.py: two real photographs, encoded with the same size and quality,
+    Checked by selfchecks/food101.py: two real photographs, encoded with the same size and quality,
     take as long to decode as pictures of this function with as many bits per pixel.
 
     Args:

@@ -3,11 +3,11 @@
 import math
 
 import pandas as pd
-
-from utils import PROJECT_VERSION, UserError
 from utils_experiments import BY_CHART, LLM_CHART
-from utils_llama_report import mean_and_interval
-from utils_tables import Results, table
+
+from harness.generation import mean_and_interval
+from reporting.tables import Results, table
+from utils import PROJECT_VERSION, UserError
 
 BENCH_QUESTIONS = ("pp512", "tg128")  # llama-bench's figures, in rows of their own
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-import utils_machine
-from utils import UsageError, UserError
-from utils_clock import WARMUP_STEPS, Clock, probe_device
-from utils_energy import energy_meter
+import harness.machine
+from harness.clock import WARMUP_STEPS, Clock, probe_device
+from harness.data import choose_data
+from harness.energy import energy_meter
+from harness.process import UsageError, UserError
 
 # Both are read once, when the libraries load.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only
@@ -156,11 +157,22 @@ def require_precision(device: Device, precision: str) -> None:
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
 
 
+def prepare(options, fetch) -> dict:
+    """Settle device and data once per sweep; returns the columns that all rows share.
+
+    Args:
+        fetch: `fetch(options)` brings the real data; raises DataUnreachable where it cannot.
+    """
+    device = start(options)
+    data = choose_data(options.data, lambda: fetch(options))
+    return facts(device) | {"data": data}
+
+
 def facts(device: Device) -> dict:
     """The machine columns of a row, of the device that is really used."""
     if device.type == "cpu" and cuda_hint():
         tqdm.write(cuda_hint())
-    machine = utils_machine.machine_facts()
+    machine = harness.machine.machine_facts()
     name = size = None
     if device.type == "cuda":
         details = tf.config.experimental.get_device_details(GPUS[device.index])
@@ -169,7 +181,7 @@ def facts(device: Device) -> dict:
     return {
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
-        "machine": utils_machine.machine_tag(machine, device.type, name, size),
+        "machine": harness.machine.machine_tag(machine, device.type, name, size),
         "framework": f"tensorflow {tf.__version__}, keras {keras.__version__}",
     }
 
@@ -177,7 +189,7 @@ def facts(device: Device) -> dict:
 def card_bytes(name: str) -> int | None:
     """Memory of the NVIDIA card of that name, from its driver, because TensorFlow does not tell."""
     query = "--query-gpu=name,memory.total"
-    report = utils_machine.output_of("nvidia-smi", query, "--format=csv,noheader,nounits")
+    report = harness.machine.output_of("nvidia-smi", query, "--format=csv,noheader,nounits")
     for line in report.splitlines():
         card, _, mebibytes = line.rpartition(", ")
         if card == name and mebibytes.isdigit():
@@ -307,7 +319,7 @@ def peak_memory_gb(device: Device) -> float | None:
     None where TensorFlow does not tell, as on Metal.
     """
     if device.type == "cpu":
-        return utils_machine.peak_resident_gb()
+        return harness.machine.peak_resident_gb()
     try:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
     except (ValueError, RuntimeError, tf.errors.OpError):

@@ -1,6 +1,6 @@
 """What the PyTorch protocol costs: ratios of two things measured in one run, interleaved.
 
-    python benchmark_pytorch.py
+    python -m selfchecks.pytorch
 
 Loader: CIFAR100's batches gathered from memory, against a per-image DataLoader with two workers
 (PIL image to tensor, as most tutorials do it). Loop: the shared training loop with its clock,
@@ -17,9 +17,9 @@ from torchvision.models import resnet18
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 import pytorch_test_computer_vision_cifar100 as script
-import utils_pytorch
-from utils_benchmark import in_words, interleaved_ratios
-from utils_clock import Clock
+from harness.clock import Clock
+from harness.frameworks import pytorch
+from selfchecks.pairs import in_words, interleaved_ratios
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
     images = torch.randint(256, (batch_size * steps, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(script.NUM_CLASSES, (batch_size * steps,))
     loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, CPU)
-    _, train_step = utils_pytorch.make_steps(model, loss_function, optimizer, CPU, options)
+    _, train_step = pytorch.make_steps(model, loss_function, optimizer, CPU, options)
 
     def bare():
         for images, labels in loader:
@@ -78,8 +78,8 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
             optimizer.step()
 
     def shared():
-        clock = Clock(batch_size, len(loader.dataset), 1, utils_pytorch.synchronize(CPU))
-        utils_pytorch.train(train_step, loader, 1, clock)
+        clock = Clock(batch_size, len(loader.dataset), 1, pytorch.synchronize(CPU))
+        pytorch.train(train_step, loader, 1, clock)
 
     return interleaved_ratios(shared, bare, pairs)
 

@@ -43,7 +43,7 @@ class Clock:
         epochs: epochs of the whole run.
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
-        energy: a `utils_energy.EnergyMeter` of the device, or None.
+        energy: a `harness.energy.EnergyMeter` of the device, or None.
         warmup_steps: steps after the first one that the steady rate leaves out.
         now: the host's clock, in seconds.
     """

@@ -7,14 +7,17 @@ from tqdm import tqdm
 
 def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
-    sizes = ", ".join(map(str, options.batch_sizes))
+    walked = [(v.axis, getattr(options, v.flag)) for v in experiment.varied]
+    lists = "; ".join(f"{axis}s {', '.join(map(str, values))}" for axis, values in walked)
     print(
         f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
     )
-    print(f"machine {facts['machine']}, device {facts['device']}, {options.precision}")
+    precision = f", {options.precision}" if hasattr(options, "precision") else ""
+    print(f"machine {facts['machine']}, device {facts['device']}{precision}")
     repeats = f", {options.repeats} times" if options.repeats > 1 else ""
-    epochs = "1 epoch" if options.epochs == 1 else f"{options.epochs} epochs"
-    print(f"batch sizes {sizes}; {epochs} each{repeats}")
+    count = getattr(options, "epochs", None)
+    epochs = f"; {count} epoch{'s' * (count > 1)} each" if count else ""
+    print(f"{lists}{epochs}{repeats}")
     for note in disturbances(facts, busiest):
         print(f"Note: {note}")
     print(end="", flush=True)
@@ -41,16 +44,16 @@ def disturbances(facts: dict, busiest: str | None) -> list[str]:
     return found
 
 
-def report(row: dict) -> None:
-    """One line for a finished batch size, and what a reader must know about its number."""
+def report(experiment, row: dict) -> None:
+    """One line for a finished point, and what a reader must know about its number."""
+    name = experiment.name(row)
     if row["status"] != "ok":
-        tqdm.write(f"batch size {row['batch_size']}: {row['status']}: {row['error']}")
+        tqdm.write(f"{name}: {row['status']}: {row['error']}")
         return
-    rate = row["samples_per_second"]
-    speed = f", {rate:,.1f} samples/s" if rate else ""
-    tqdm.write(
-        f"batch size {row['batch_size']}: {row['avg_time_per_epoch']:.2f} s per epoch{speed}"
-    )
+    speed = experiment.speeds[0]
+    rate = row.get("samples_per_second")
+    rate = f", {rate:,.1f} samples/s" if rate else ""
+    tqdm.write(f"{name}: {row[speed.column]:,.2f} {speed.unit}{rate}")
     for verdict in verdicts(row):
         tqdm.write(f"    {verdict}")
 
@@ -68,9 +71,9 @@ def verdicts(row: dict) -> list[str]:
             f"throttled, or slowed by another program: "
             f"it ended at {row['sustained_ratio']:.2f} of its first speed"
         )
-    if row["swap_written_gb"] > 0.01:
+    if (row.get("swap_written_gb") or 0) > 0.01:
         found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
-    if row["extrapolated"]:
+    if row.get("extrapolated"):
         found.append(
             "extrapolated: the epoch time is computed from the steady rate (--max_seconds)"
         )
@@ -88,22 +91,24 @@ def input_bound(row) -> bool:
     return not rate + half_width >= row["compute_samples_per_second"]
 
 
-def summarize(rows: list[dict], path: Path) -> None:
+def summarize(experiment, rows: list[dict], path: Path) -> None:
     """The table at the end."""
     if not rows:
         print("Nothing was left to measure.")
         return
     import pandas as pd
 
-    shown = {
-        "batch_size": "batch size",
-        "avg_time_per_epoch": "s per epoch",
-        "avg_time_per_epoch_ci95": "+/-",
+    shown = {varied.column: varied.axis for varied in experiment.varied}
+    for speed in experiment.speeds:
+        name = f"{speed.name}, {speed.unit}" if speed.name else speed.unit
+        shown |= {speed.column: name, f"{speed.column}_ci95": "+/-"}
+    shown |= {
         "samples_per_second": "samples/s",
         "compute_samples_per_second": "device only",
         "peak_memory_gb": "peak GB",
         "status": "status",
     }
-    table = pd.DataFrame(rows).reindex(columns=list(shown)).rename(columns=shown)
+    table = pd.DataFrame(rows)
+    table = table[[name for name in shown if name in table]].rename(columns=shown)
     print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
     print(f"\nResults: {path}")

@@ -1,7 +1,7 @@
 """What the LLM protocol costs, and whether random weights are as fast as others: two ratios.
 
-    python benchmark_llama2.py
-    python benchmark_llama2.py --path_to_gguf_model=llama-2-7b-chat.Q4_0.gguf
+    python -m selfchecks.llama
+    python -m selfchecks.llama --path_to_gguf_model=llama-2-7b-chat.Q4_0.gguf
 
 Loop: the script's timed generation against a bare loop over llama.cpp's C functions, with the same
 model, prompt, sampler and number of tokens. Shuffle: a model against its copy whose blocks of
@@ -20,9 +20,9 @@ import gguf
 import llama_cpp
 import numpy as np
 
-import utils_llama
-from synthetic_gguf import Architecture, tensors, write_twin
-from utils_benchmark import in_words, interleaved_ratios
+from harness.frameworks import llama
+from harness.twins.gguf import Architecture, tensors, write_twin
+from selfchecks.pairs import in_words, interleaved_ratios
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
@@ -35,7 +35,7 @@ def load(path: Path):
     options = argparse.Namespace(
         model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=1, flash_attn=False, verbose=False
     )
-    return utils_llama.load(options)[0]
+    return llama.load(options)[0]
 
 
 @contextlib.contextmanager
@@ -101,9 +101,9 @@ def loop_ratios(pairs: int, path: Path | None = None) -> list[float]:
         with small_model() as path:
             return loop_ratios(pairs, path)
     llm = load(path)
-    prompt = utils_llama.prompt_tokens(llm, QUESTION)
+    prompt = llama.prompt_tokens(llm, QUESTION)
     return interleaved_ratios(
-        lambda: utils_llama.generate(llm, prompt, TOKENS, SEED, TEMPERATURE),
+        lambda: llama.generate(llm, prompt, TOKENS, SEED, TEMPERATURE),
         lambda: bare_generation(llm, prompt),
         pairs,
     )
@@ -119,8 +119,8 @@ def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
         original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
         # The same tokens for both, whatever they would answer: as in tg128.
         return interleaved_ratios(
-            lambda: utils_llama.bench_generation(original, TOKENS),
-            lambda: utils_llama.bench_generation(shuffled, TOKENS),
+            lambda: llama.bench_generation(original, TOKENS),
+            lambda: llama.bench_generation(shuffled, TOKENS),
             pairs,
         )
 

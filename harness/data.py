@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils_process import UserError
+from harness.process import UserError
 
 
 class DataUnreachable(Exception):

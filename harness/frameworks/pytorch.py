@@ -6,10 +6,11 @@ import warnings
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import utils_machine
-from utils import UsageError
-from utils_clock import WARMUP_STEPS, Clock, probe_device
-from utils_energy import energy_meter
+import harness.machine
+from harness.clock import WARMUP_STEPS, Clock, probe_device
+from harness.data import choose_data
+from harness.energy import energy_meter
+from harness.process import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,9 +71,20 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, DTYPES[precision])
 
 
+def prepare(options, fetch) -> dict:
+    """Settle device and data once per sweep; returns the columns that all rows share.
+
+    Args:
+        fetch: `fetch(options)` brings the real data; raises DataUnreachable where it cannot.
+    """
+    device = start(options)
+    data = choose_data(options.data, lambda: fetch(options))
+    return facts(device) | {"data": data}
+
+
 def facts(device: torch.device) -> dict:
     """The machine columns of a row, of the device that is really used."""
-    machine = utils_machine.machine_facts()
+    machine = harness.machine.machine_facts()
     name = size = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -80,7 +92,7 @@ def facts(device: torch.device) -> dict:
     return {
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
-        "machine": utils_machine.machine_tag(machine, device.type, name, size),
+        "machine": harness.machine.machine_tag(machine, device.type, name, size),
         "framework": f"torch {torch.__version__}",
     }
 
@@ -234,4 +246,4 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated() / 1e9
-    return utils_machine.peak_resident_gb()
+    return harness.machine.peak_resident_gb()

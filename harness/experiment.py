@@ -1,0 +1,104 @@
+"""How an experiment describes itself: what is measured, what is varied, which number is its speed.
+
+A script's `EXPERIMENT` is the only place that knows these things; sweep and readers ask it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.results import COLUMNS
+
+
+@dataclass(frozen=True)
+class Varied:
+    """A column through whose values the sweep walks, and the flag that lists them."""
+
+    column: str  # such as `batch_size`
+    flag: str  # such as `batch_sizes`
+    default: str  # such as "32, 64"
+    label: str  # a value in a table, such as "batch {}"
+    axis: str  # what a chart's axis says, such as "batch size"
+    choices: tuple[str, ...] = ()  # names; whole numbers where there are none
+
+    def named(self, value) -> str:
+        """The value as tables say it: `batch 32`."""
+        return self.label.format(f"{value:g}" if isinstance(value, float) else value)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A column that says how fast a machine was; its interval is in `<column>_ci95`."""
+
+    column: str
+    unit: str  # such as "s per epoch"
+    axis: str  # what a chart's axis says, such as "seconds per epoch"
+    title: str  # such as "time per epoch"
+    higher_is_better: bool = False
+    name: str = ""  # tells it from the other speeds of the same experiment, such as "predict"
+
+    @property
+    def better(self) -> str:
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+
+TIME_PER_EPOCH = Speed("avg_time_per_epoch", "s per epoch", "seconds per epoch", "time per epoch")
+
+
+def batch_sizes(default: str) -> tuple[Varied]:
+    """The one thing that most experiments vary."""
+    return (Varied("batch_size", "batch_sizes", default, "batch {}", "batch size"),)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is measured, the defaults of its command line, and how its rows are read."""
+
+    title: str  # such as "PyTorch, ResNet50, CIFAR100"
+    chart: str  # its chart is <chart>.png; its name in tables
+    description: str
+    backend: str
+    task: str
+    model: str
+    dataset: str = ""
+    input_size: int = 0
+    samples: int = 0  # of the training set
+    varied: tuple[Varied, ...] = ()  # the last one is a size: beyond one too large, none is tried
+    epochs: int | None = None  # None: not a training under the shared clock
+    speeds: tuple[Speed, ...] = (TIME_PER_EPOCH,)  # the first one stands for the experiment
+    # Flags that change what is measured, with their defaults: each is a column too, and part of a
+    # row's configuration. Numbers, True or False, or a tuple of choices, the first the default.
+    model_flags: dict[str, int | float | bool | tuple[str, ...]] = field(default_factory=dict)
+    # Flags that change nothing that is measured, with their help.
+    switches: dict[str, str] = field(default_factory=dict)
+    # Every row's columns, in order, and which of them that only this experiment has are text.
+    columns: tuple[str, ...] = tuple(COLUMNS)
+    extra_columns: tuple[str, ...] = ()  # not in every row
+    text_columns: tuple[str, ...] = ()
+    folder: str = ""  # of its results; default: results_<backend>_<task>
+    # Its rows are answers of a language model, of which a number is the mean of many.
+    generations: bool = False
+
+    @property
+    def results_folder(self) -> str:
+        return self.folder or f"results_{self.backend}_{self.task}"
+
+    def results_path(self, results_dir: Path, machine: str) -> Path:
+        """The one CSV file of this experiment on `machine`."""
+        name = f"{machine}_{self.dataset}_{self.model}_{self.input_size}_{self.backend}_results.csv"
+        return results_dir / self.results_folder / name
+
+    def flag_defaults(self) -> dict:
+        """Each of `model_flags` with the value that is not named in a configuration."""
+        return {
+            name: default[0] if isinstance(default, tuple) else default
+            for name, default in self.model_flags.items()
+        }
+
+    def test(self, row: dict, speed: Speed) -> str:
+        """What a number of a row is called in tables, such as `batch 32`."""
+        parts = [varied.named(row[varied.column]) for varied in self.varied]
+        return ", ".join([*parts, *filter(None, [speed.name])])
+
+    def name(self, point: dict) -> str:
+        """What the terminal calls a point, or the row of one: `batch size 32`."""
+        return ", ".join(f"{varied.axis} {point[varied.column]}" for varied in self.varied)

@@ -1,0 +1,1 @@
+"""One protocol per framework: device, precision, loop, memory."""

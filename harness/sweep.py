@@ -1,0 +1,171 @@
+"""The sweep: each point of an experiment in a fresh process, saved the moment it ends.
+
+A point is one value of each column that the experiment varies, such as {"batch_size": 32}.
+"""
+
+import argparse
+import itertools
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from harness import PROJECT_VERSION
+from harness.experiment import Experiment
+from harness.process import UsageError, UserError, run_in_fresh_process
+from harness.results import CONFIGURATION, append_row, to_cell
+
+
+def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
+    """What a fresh process finds out before the first point: machine, device, data.
+
+    Returns:
+        The columns that every row shares.
+
+    Raises:
+        UserError: what `prepare` raised, or that it ended otherwise.
+    """
+    outcome = run_in_fresh_process(prepare, options)
+    if outcome["status"] == "user_error":
+        raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
+    if outcome["status"] != "ok":
+        print(outcome.get("details", ""), file=sys.stderr)
+        raise UserError(f"preparation failed: {outcome['error']}")
+    facts = outcome["value"]
+    options.data = facts["data"]
+    facts["machine"] = options.machine_name or facts["machine"]
+    flags = {n: getattr(options, n) for n in configuration(experiment) if hasattr(options, n)}
+    return {**flags, **facts, "project_version": PROJECT_VERSION}
+
+
+def configuration(experiment: Experiment) -> list[str]:
+    """Rows of this experiment that agree in these columns measure the same thing."""
+    varied = [v.column for v in experiment.varied]
+    return list(dict.fromkeys([*varied, *CONFIGURATION, *experiment.model_flags]))
+
+
+def points(experiment: Experiment, options: argparse.Namespace) -> list[tuple[int, dict]]:
+    """(round, point) in the order of measuring; every round has each point once."""
+    order = random.Random(options.seed)
+    columns = [varied.column for varied in experiment.varied]
+    lists = [getattr(options, varied.flag) for varied in experiment.varied]
+    walk = []
+    for round_ in range(options.repeats):
+        turn = [dict(zip(columns, values, strict=True)) for values in itertools.product(*lists)]
+        if options.shuffle:
+            order.shuffle(turn)
+        walk += [(round_, point) for point in turn]
+    return walk
+
+
+def measured_rows(
+    experiment: Experiment, options, facts: dict, measure: Callable, saved: list[dict]
+) -> Iterator[dict]:
+    """Yield a row per point; after one that ran out of memory, larger ones are skipped.
+
+    Args:
+        facts: the columns that every row shares.
+        saved: rows of earlier runs, for --resume.
+    """
+    size = experiment.varied[-1]
+    too_large = {}
+    measured_before = False
+    walk = points(experiment, options)
+    for round_, point in tqdm(walk, desc="sweep", unit=f" {size.axis}s", disable=None):
+        *kind, value = point.values()
+        limit = too_large.get(tuple(kind))
+        if limit is not None and value >= limit:
+            tqdm.write(f"{experiment.name(point)}: skipped, {limit} did not fit into memory")
+            continue
+        wanted = {n: to_cell((facts | point).get(n)) for n in configuration(experiment)}
+        good = good_rows(saved, wanted, whole=not options.max_seconds)
+        if options.resume and good > round_:
+            why = "skipped, it has a good row already (--resume)"
+            tqdm.write(f"{experiment.name(point)}: {why}")
+            continue
+        if measured_before:
+            time.sleep(options.cooldown)
+        measured_before = True
+        row = measure_point(point, options, facts, measure)
+        if memory_ran_out(row) and not size.choices:
+            too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
+        yield row
+
+
+def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
+    """How many `ok` rows in `saved` have the `wanted` cells, measured whole if need be."""
+    return sum(
+        old.get("status") == "ok"
+        and all(old.get(name, "") == cell for name, cell in wanted.items())
+        and not (whole and old.get("extrapolated") == "True")
+        for old in saved
+    )
+
+
+def measure_point(point: dict, options, facts: dict, measure: Callable) -> dict:
+    """The row of one point, whatever became of it."""
+    row = {**facts, **point}
+    row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    swapped = psutil.swap_memory().sout
+    outcome = run_in_fresh_process(measure, *point.values(), options)
+    row["swap_written_gb"] = (psutil.swap_memory().sout - swapped) / 1e9
+    if outcome["status"] == "ok":
+        row |= outcome["value"]
+    else:
+        row["error"] = outcome["error"]
+        if outcome["status"] == "error":
+            tqdm.write(outcome.get("details", outcome["error"]), file=sys.stderr)
+    row["status"] = "error" if outcome["status"] == "user_error" else outcome["status"]
+    return row
+
+
+def find_max_batch_size(experiment: Experiment, options, facts: dict, measure: Callable) -> int:
+    """The largest batch size that fits: doubled from the first one given, then bisected.
+
+    Raises:
+        UserError: not even that one fits, or a try fails for another reason than memory.
+    """
+    trial = argparse.Namespace(**{**vars(options), "epochs": 1, "max_seconds": 1.0})
+    fits, too_large = 0, experiment.samples + 1
+    size = min(options.batch_sizes[0], experiment.samples)
+    while too_large - fits > max(1, fits // 50):  # to 2 %
+        row = measure_point({"batch_size": size}, trial, facts, measure)
+        if failed(row):
+            raise UserError(f"--find_max_batch_size: batch size {size}: {row['error']}")
+        if memory_ran_out(row):
+            too_large = size
+        else:
+            fits = size
+        tqdm.write(f"batch size {size}: {'does not fit' if size == too_large else 'fits'}")
+        size = min(2 * fits, experiment.samples)
+        if not fits < size < too_large:
+            size = (fits + too_large) // 2
+    if not fits:
+        raise UserError("--find_max_batch_size: not even batch size 1 fits into memory")
+    return fits
+
+
+def memory_ran_out(row: dict) -> bool:
+    return row["status"] == "out_of_memory" or (
+        row["status"] == "killed" and "out of memory" in row["error"]
+    )
+
+
+def failed(row: dict) -> bool:
+    return row["status"] != "ok" and not memory_ran_out(row)
+
+
+def save(path: Path, row: dict, columns) -> None:
+    """Append the row; where the disk refuses it, the terminal keeps it."""
+    try:
+        saved_in = append_row(path, row, list(columns))
+    except OSError as error:
+        tqdm.write(f"{path} cannot be written ({error.strerror}); the row: {row}", file=sys.stderr)
+        return
+    if saved_in != path:
+        tqdm.write(f"{path} can no longer be read back; the row is in {saved_in}", file=sys.stderr)

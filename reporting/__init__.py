@@ -1,0 +1,1 @@
+"""Results files read back, compared and drawn."""
