@@ -18,11 +18,11 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from utils_experiments import EXTRA_COLUMNS, of_file
-
-import utils
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.experiment import Experiment
+from harness.process import UsageError
 from harness.results import COLUMNS, UnreadableResults, read_rows
+from harness.startup import one_line_errors
+from reporting.experiments import find_experiments, of_file
 
 CHOICES = {
     "status": {"ok", "out_of_memory", "killed", "error"},
@@ -46,6 +46,8 @@ RANGES = {
     "swap_written_gb": (-1e5, 1e5),
     "train_loss": (-math.inf, math.inf),
 }
+# Columns that rows of earlier versions lack.
+LATER_COLUMNS = set()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,34 +79,27 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
 
 def check_results_file(path: Path) -> list[str]:
     """The problems of one CSV file of an experiment, in the order of its rows."""
-    from reporting.tables import LLM_NUMBERS, NUMBERS
+    from reporting.tables import column_types
 
-    llm = path.parent.name.startswith("results_llama")
-    found = of_file(path)
-    if not llm and not found:
+    found = of_file(path, find_experiments())
+    if not found:
         return ["neither folder and name of an experiment's results"]
+    experiment, machine = found
     try:
         header, rows = read_rows(path)
     except UnreadableResults as error:
         return [str(error)]
     if not any(row.get("project_version") for row in rows):
-        return check_older(path, llm, rows)
-    required = LLM_COLUMNS if llm else COLUMNS
-    known = [*required] if llm else [*required, *EXTRA_COLUMNS, *found[0].model_flags]
-    problems = [f"unknown column {name!r}" for name in header if name not in known]
-    problems += [f"repeated column {name!r}" for name in set(header) if header.count(name) > 1]
-    missing = [name for name in required if name not in header]
-    if missing:
+        return check_older(path, rows)
+    problems = check_header(experiment, header)
+    if missing := [name for name in required_columns(experiment) if name not in header]:
         return [*problems, *(f"column {name!r} is missing" for name in missing)]
+    types = column_types(experiment)
     seen = {}
     for line, row in enumerate(rows, start=2):
-        stem = re.sub(r"_results(_\d+)?$", "", path.stem)
-        expected = f"{row['machine']}_{row['model']}" if llm else row["machine"]
-        named = stem if llm else found[1]
-        if named != expected:
-            problems.append(f"row {line}: of {expected!r}, the file's name says {named!r}")
-        found_here = check_cells(row, LLM_NUMBERS if llm else NUMBERS)
-        found_here += check_llm_rates(row) if llm else check_training_time(row)
+        found_here = check_name(path, row, experiment, machine)
+        found_here += check_cells(row, *types)
+        found_here += check_numbers(row, experiment)
         problems += [f"row {line}: {problem}" for problem in found_here]
         first = seen.setdefault(tuple(row.values()), line)
         if first != line:
@@ -112,14 +107,37 @@ def check_results_file(path: Path) -> list[str]:
     return problems
 
 
-def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
+def check_header(experiment: Experiment, header: list[str]) -> list[str]:
+    known = {*COLUMNS, *experiment.columns, *experiment.extra_columns, *experiment.model_flags}
+    known |= {varied.column for varied in experiment.varied}
+    # An experiment whose script is gone may have had columns of its own.
+    unknown = [name for name in header if name not in known and experiment.description]
+    problems = [f"unknown column {name!r}" for name in unknown]
+    return problems + [f"repeated column {n!r}" for n in set(header) if header.count(n) > 1]
+
+
+def required_columns(experiment: Experiment) -> list[str]:
+    """The columns that every version of the project wrote."""
+    return [name for name in experiment.columns if name not in LATER_COLUMNS]
+
+
+def check_name(path: Path, row: dict[str, str], experiment: Experiment, machine: str) -> list[str]:
+    """The file's name must be that of the machine in the row; an LLM's has the model's too."""
+    expected = row["machine"]
+    if experiment.generations:
+        machine = re.sub(r"_results(_\d+)?$", "", path.stem)
+        expected = f"{row['machine']}_{row['model']}"
+    return [] if machine == expected else [f"of {expected!r}, the file's name says {machine!r}"]
+
+
+def check_cells(row: dict[str, str], numbers: set[str], flags: set[str]) -> list[str]:
     """The cells of one row of ours that are of a wrong type or out of range."""
     from reporting.tables import typed
 
     problems = []
     for name, text in row.items():
         try:
-            value = typed(name, text, numbers)
+            value = typed(name, text, numbers, flags)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -136,17 +154,16 @@ def check_cells(row: dict[str, str], numbers: set[str]) -> list[str]:
     return problems + check_time(row["started_at"])
 
 
-def check_training_time(row: dict[str, str]) -> list[str]:
-    if not row["batch_size"]:
-        return ["batch_size is empty"]
-    if (row["status"] == "ok") != bool(row["avg_time_per_epoch"]):
-        return [f"status is {row['status']!r}, avg_time_per_epoch {row['avg_time_per_epoch']!r}"]
-    return []
-
-
-def check_llm_rates(row: dict[str, str]) -> list[str]:
-    if row["status"] == "ok" and not row["tokens_per_second"] + row["prompt_tokens_per_second"]:
-        return ["status is 'ok', but there are no tokens per second"]
+def check_numbers(row: dict[str, str], experiment: Experiment) -> list[str]:
+    """A good row has the number that it was measured for, a failed one has not."""
+    if empty := [v.column for v in experiment.varied if not row[v.column]]:
+        return [f"{name} is empty" for name in empty]
+    good, columns = row["status"] == "ok", [speed.column for speed in experiment.speeds]
+    if experiment.generations:
+        missing = good and not any(row[name] for name in columns)
+        return ["status is 'ok', but there are no tokens per second"] if missing else []
+    if good != bool(row[columns[0]]):
+        return [f"status is {row['status']!r}, {columns[0]} {row[columns[0]]!r}"]
     return []
 
 
@@ -158,12 +175,13 @@ def check_time(text: str) -> list[str]:
     return [] if started.tzinfo else [f"started_at is {text!r}, without a time zone"]
 
 
-def check_older(path: Path, llm: bool, rows: list[dict]) -> list[str]:
+def check_older(path: Path, rows: list[dict]) -> list[str]:
     """The problems of a file of the older format: what the notebook would skip."""
-    from reporting.tables import read_generations, read_training
+    from reporting.tables import read_file
 
     problems = []
-    if not (read_generations if llm else read_training)(path, problems) and not problems and rows:
+    _, read = read_file(path, find_experiments(), problems)
+    if not read and not problems and rows:
         problems.append("no row can be read")
     return problems
 
@@ -193,9 +211,9 @@ def check_selfcheck(path: Path) -> list[str]:
 
 def main() -> None:
     options = parse_arguments()
-    with utils.one_line_errors([], options.results_dir):
+    with one_line_errors([], options.results_dir):
         if not options.results_dir.is_dir():
-            raise utils.UsageError(f"{options.results_dir} is not a folder")
+            raise UsageError(f"{options.results_dir} is not a folder")
         files, problems = check_folder(options.results_dir)
     print("\n".join([*problems, f"{files} files, {len(problems)} problems"]))
     sys.exit(bool(problems))

@@ -18,13 +18,12 @@ import argparse
 import difflib
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
-from utils_experiments import BY_CHART, LLM_TITLE, TRAINING, tag
-
-import utils
+from harness.process import UsageError, UserError
+from harness.startup import one_line_errors
+from reporting.experiments import tag
 
 
 def prices(text: str) -> tuple[float, float]:
@@ -66,7 +65,7 @@ def find_machine(name: str, machines: list[str]) -> str:
         return found
     nearest = difflib.get_close_matches(tag(name).lower(), names, n=3, cutoff=0.3)
     hint = f"nearest: {', '.join(names[near] for near in nearest)}" if nearest else "see --list"
-    raise utils.UserError(f"no results of {name!r}; {hint}")
+    raise UserError(f"no results of {name!r}; {hint}")
 
 
 # What can be compared
@@ -74,60 +73,28 @@ def find_machine(name: str, machines: list[str]) -> str:
 
 def measured(results) -> list[dict]:
     """Every good number of every machine, with the `facts` that two must share to be compared."""
-    from reporting.speeds import best_evidence, is_good, token_rates
-    from reporting.tables import MODEL_FLAGS
+    from reporting.speeds import is_good, speeds
 
-    numbers = []
-    also_by = ("data", "framework_major", "project_version")
-    training = best_evidence(with_major_version(results.training), also_by)
-    for row in training[is_good(training)].to_dict("records"):
-        shape = {name: row[name] for name in ("precision", "compile", "channels_last")}
-        shape |= {name: row[name] for name in sorted(MODEL_FLAGS)}
-        numbers.append(
-            {
-                "experiment": BY_CHART[row["experiment"]].title,
-                "test": f"batch {row['batch_size']:g}",
-                "place": row["batch_size"],
-                "unit": "s per epoch",
-                "value": row["avg_time_per_epoch"],
-                "ci95": row["avg_time_per_epoch_ci95"],
-                "facts": facts(row, shape),
-            }
-            | {name: row[name] for name in ("machine", "configuration")}
-        )
-    for row in token_rates(with_major_version(results.generations), also_by).to_dict("records"):
-        shape = {name: row[name] for name in ("model", "configuration")}
-        numbers.append(
-            {
-                "experiment": LLM_TITLE,
-                "unit": "tokens/s",
-                "place": math.inf,
-                "value": row["rate"],
-                "ci95": row["rate_ci95"],
-                "facts": facts(row, shape),
-            }
-            | {name: row[name] for name in ("machine", "configuration", "test")}
-        )
-    return sorted(numbers, key=lambda number: number.pop("place"))
-
-
-def with_major_version(rows):
-    """Adds `framework_major`: `torch 2` of `torch 2.15.0+cu130`."""
-    major = [
-        match[0] if (match := re.match(r"\S+ \d+", str(framework))) else ""
-        for framework in rows["framework"]
+    rows = speeds(results, also_by=("data", "framework_major", "project_version"))
+    return [
+        {
+            "experiment": results.experiments[row["experiment"]].title,
+            "facts": facts(row),
+            **{name: row[name] for name in ("machine", "configuration", "test", "unit")},
+            **{name: row[name] for name in ("speed", "ci95", "higher_is_better")},
+        }
+        for row in rows[is_good(rows)].to_dict("records")
     ]
-    return rows.assign(framework_major=major)
 
 
-def facts(row: dict, shape: dict) -> dict:
-    names = ("data", "project_version", "protocol")
-    both = shape | {"framework": row["framework_major"]} | {name: row[name] for name in names}
-    # What is unknown, or has no meaning in this framework, is empty.
-    return {
-        name: "" if value is None or value != value or value is False else value
-        for name, value in both.items()
+def facts(row: dict) -> dict:
+    """What keeps two numbers apart where it differs; what is off or unknown is left out."""
+    both = {
+        **{name: value for name, value in row["settings"].items() if name != "device"},
+        "framework": row["framework_major"],
+        **{name: row[name] for name in ("data", "project_version", "protocol")},
     }
+    return {n: v for n, v in both.items() if v not in (None, False, "") and v == v}
 
 
 def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict], list[str]]:
@@ -159,9 +126,9 @@ def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict
 def differences(x: dict, y: dict) -> list[str]:
     """What keeps two numbers from being compared, such as `data: real / synthetic`."""
     return [
-        f"{name}: {value or 'none'} / {y['facts'].get(name) or 'none'}"
-        for name, value in x["facts"].items()
-        if value != y["facts"].get(name)
+        f"{name}: {x['facts'].get(name, 'none')} / {y['facts'].get(name, 'none')}"
+        for name in dict.fromkeys([*x["facts"], *y["facts"]])
+        if x["facts"].get(name) != y["facts"].get(name)
     ]
 
 
@@ -169,11 +136,11 @@ def differences(x: dict, y: dict) -> list[str]:
 
 
 def comparison(x: dict, y: dict, differing: list[str]) -> dict:
-    above, below = (x, y) if x["unit"] == "tokens/s" else (y, x)
-    ratio, low, high = ratio_ci95(above["value"], above["ci95"], below["value"], below["ci95"])
+    above, below = (x, y) if x["higher_is_better"] else (y, x)
+    ratio, low, high = ratio_ci95(above["speed"], above["ci95"], below["speed"], below["ci95"])
     return {
         **{name: x[name] for name in ("experiment", "configuration", "test")},
-        **{"first": x["value"], "second": y["value"], "unit": x["unit"]},
+        **{"first": x["speed"], "second": y["speed"], "unit": x["unit"]},
         **{"ratio": ratio, "low": low, "high": high, "differs": "; ".join(differing)},
     }
 
@@ -219,7 +186,7 @@ def geometric_mean(rows: list[dict], **names) -> dict:
 def summarize(compared: list[dict]) -> list[dict]:
     """The comparisons, the geometric mean below each experiment, and that of all at the end."""
     lines, means = [], []
-    for title in [*(experiment.title for experiment in TRAINING), LLM_TITLE]:
+    for title in dict.fromkeys(row["experiment"] for row in compared):
         rows = [row for row in compared if row["experiment"] == title]
         if rows:
             mean = geometric_mean(rows, experiment=title, test="geometric mean")
@@ -285,7 +252,7 @@ def list_machines(numbers: list[dict], machines: list[str]) -> None:
 
 def main() -> None:
     options = parse_arguments()
-    with utils.one_line_errors([], options.results_dir):
+    with one_line_errors([], options.results_dir):
         from reporting.tables import load_results
 
         results = load_results(options.results_dir)
@@ -294,18 +261,18 @@ def main() -> None:
         numbers = measured(results)
         machines = sorted({number["machine"] for number in numbers})
         if not machines:
-            raise utils.UserError(f"--results_dir={options.results_dir}: no results there")
+            raise UserError(f"--results_dir={options.results_dir}: no results there")
         if options.list:
             list_machines(numbers, machines)
             return
         a, b = (find_machine(name, machines) for name in options.machines)
         if a == b:
-            raise utils.UsageError(f"both machines are {a}")
+            raise UsageError(f"both machines are {a}")
         compared, refused = pair_up(numbers, a, b, options.loose)
         for line in refused:
             print(f"not compared: {line} (--loose compares it)", file=sys.stderr)
         if not compared:
-            raise utils.UserError(f"{a} and {b} measured nothing in common that can be compared")
+            raise UserError(f"{a} and {b} measured nothing in common that can be compared")
         show(summarize(compared), a, b, options)
 
 

@@ -29,8 +29,10 @@ import psutil
 from tqdm import tqdm
 
 import harness.machine
-import utils
-from harness.process import run_in_fresh_process
+from harness import PROJECT_VERSION
+from harness.arguments import machine_name
+from harness.process import UserError, run_in_fresh_process
+from harness.startup import one_line_errors, require_writable
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
@@ -40,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="shorter runs, wider uncertainty")
     parser.add_argument("--results_dir", type=Path, default=Path("results"))
-    parser.add_argument("--machine_name", type=utils.machine_name)
+    parser.add_argument("--machine_name", type=machine_name)
     return parser.parse_args()
 
 
@@ -91,11 +93,11 @@ def show(findings: list[Finding], broken: list[str]) -> None:
 
 def main() -> None:
     options = parse_arguments()
-    with utils.one_line_errors([], options.results_dir):
-        utils.require_writable(options.results_dir)
+    with one_line_errors([], options.results_dir):
+        require_writable(options.results_dir)
         outcome = run_in_fresh_process(identify)
         if outcome["status"] != "ok":
-            raise utils.UserError(outcome["error"])
+            raise UserError(outcome["error"])
         facts = outcome["value"]
         machine = options.machine_name or facts["machine"]
         load, busiest = harness.machine.other_load()
@@ -107,7 +109,7 @@ def main() -> None:
         report = {
             **facts,
             "machine": machine,
-            "project_version": utils.PROJECT_VERSION,
+            "project_version": PROJECT_VERSION,
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "quick": options.quick,
             "other_load_percent": load,

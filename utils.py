@@ -20,7 +20,7 @@ from harness.arguments import (
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.machine import other_load
 from harness.process import UsageError, UserError
-from harness.results import read_rows
+from harness.results import MACHINE_COLUMNS, read_rows
 from harness.startup import (
     one_line_errors,
     only_benchmark,
@@ -30,7 +30,16 @@ from harness.startup import (
 from harness.sweep import failed, find_max_batch_size, measured_rows, save, settle
 from harness.terminal import announce, report, summarize
 
-__all__ = ["Experiment", "Speed", "UsageError", "UserError", "Varied", "batch_sizes", "sweep"]
+__all__ = [
+    "MACHINE_COLUMNS",
+    "Experiment",
+    "Speed",
+    "UsageError",
+    "UserError",
+    "Varied",
+    "batch_sizes",
+    "sweep",
+]
 
 
 def parse_arguments(experiment: Experiment) -> argparse.Namespace:

@@ -218,7 +218,7 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     rate = rate_of(windows)
     if len(windows) < 2:
         return rate, None
-    from scipy.stats import t
+    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second more to import
 
     size = max(1, len(windows) // PARTS)
     # The oldest windows are left out where the number does not divide evenly.
@@ -226,7 +226,7 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     parts = [rest[i : i + size] for i in range(0, len(rest), size)]
     speeds = relative_spread([speed_of(part) for part in parts])
     sizes = relative_spread([speed_of(part) / rate_of(part) for part in parts])
-    factor = float(t.ppf(0.975, len(parts) - 1))
+    factor = float(stdtrit(len(parts) - 1, 0.975))
     return rate, rate * factor * math.hypot(speeds, sizes / len(parts) ** 0.5)
 
 

@@ -1,64 +1,140 @@
-"""What the tables say: the best evidence per configuration, rates, relative speeds, shares."""
+"""One table of speeds: every number of every experiment, the best evidence for each, compared.
+
+Charts, comparison, overview and page work on this table only, so that a new experiment appears in
+all of them without a line changed there.
+"""
 
 import math
+import re
 
 import pandas as pd
-from utils_experiments import BY_CHART, LLM_CHART
 
+from harness import PROJECT_VERSION
+from harness.experiment import Experiment, Speed
 from harness.generation import mean_and_interval
+from harness.process import UserError
 from reporting.tables import Results, table
-from utils import PROJECT_VERSION, UserError
 
 BENCH_QUESTIONS = ("pp512", "tg128")  # llama-bench's figures, in rows of their own
+COLUMNS = [
+    "experiment",  # the name of its chart
+    "protocol",
+    "machine",
+    "configuration",  # how it differs from the defaults, in words
+    "label",  # machine and configuration
+    "varied",  # the values of what the experiment varies, a tuple
+    "measure",  # which of the experiment's numbers, where it has several
+    "test",  # both in words, such as `batch 32`
+    "main",  # whether it stands for its experiment in the overview
+    "speed",
+    "ci95",  # half-width of the 95 % interval
+    "unit",
+    "higher_is_better",
+    "extrapolated",
+    "data",
+    "status",
+    "framework",
+    "framework_major",  # `torch 2` of `torch 2.15.0+cu130`
+    "project_version",
+    "started_at",
+    "settings",  # all that changes what is measured, by name
+    "source",
+]
+# Two rows that agree in these say the same thing: one is the better evidence.
+KEY = ["experiment", "protocol", "machine", "configuration", "varied", "measure"]
 
 
-def best_evidence(training: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One row per experiment, machine, configuration and batch size.
-
-    A good row before a failed one, measured whole before extrapolated, real before synthetic data,
-    this project version's before another's, then the newest.
+def speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The table, one row per number and best evidence; failed ones have a status, and no speed.
 
     Args:
         also_by: further columns in which rows must agree to stand for one another.
     """
-    key = ["experiment", "protocol", "machine", "configuration", "batch_size", *also_by]
-    order = {
-        "_good": is_good(training),
-        "_whole": training["extrapolated"] != True,  # noqa: E712
-        "_real": training["data"] == "real",
-        "_current": training["project_version"] == PROJECT_VERSION,
-        "_started": training["started_at"].fillna("").astype(str),
-    }
-    ranked = training.assign(**order).sort_values(list(order), kind="stable")
-    return ranked.drop_duplicates(key, keep="last").drop(columns=list(order)).sort_values(key)
+    parts = [token_speeds(results, also_by)]
+    measured = with_major_version(results.measurements)
+    for chart, rows in measured.groupby("experiment", sort=False):
+        experiment = results.experiments[chart]
+        parts += [measured_speeds(rows, experiment, speed) for speed in experiment.speeds]
+    parts = [part for part in parts if len(part)]
+    everything = pd.concat(parts) if parts else table([], COLUMNS)
+    best = best_evidence(everything[COLUMNS], also_by)
+    place = {chart: number for number, chart in enumerate(results.experiments)}
+    return best.sort_values("experiment", key=lambda charts: charts.map(place), kind="stable")
 
 
-def is_good(training: pd.DataFrame) -> pd.Series:
-    return (training["status"] == "ok") & (training["avg_time_per_epoch"] > 0)
+def measured_speeds(rows: pd.DataFrame, experiment: Experiment, speed: Speed) -> pd.DataFrame:
+    """One of an experiment's numbers of each of its rows."""
+    values = pd.to_numeric(rows[speed.column])
+    width = rows.get(f"{speed.column}_ci95")
+    varied = [varied.column for varied in experiment.varied]
+    good = (rows["status"] == "ok") & (values > 0)
+    return rows.assign(
+        varied=list(rows[varied].itertuples(index=False, name=None)),
+        measure=speed.name,
+        test=[experiment.test(row, speed) for row in rows.to_dict("records")],
+        main=speed is experiment.speeds[0],
+        speed=values.where(good),
+        ci95=math.nan if width is None else pd.to_numeric(width),
+        unit=speed.unit,
+        higher_is_better=speed.higher_is_better,
+        # A row without the number is no evidence for it, whatever it says.
+        status=rows["status"].where(good | (rows["status"] != "ok"), "failed"),
+    )
 
 
-def token_rates(generations: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Mean tokens per second of each machine and model, with its 95 % interval's half-width.
+def with_major_version(rows: pd.DataFrame) -> pd.DataFrame:
+    major = [
+        match[0] if (match := re.match(r"\S+ \d+", str(framework))) else ""
+        for framework in rows["framework"]
+    ]
+    return rows.assign(framework_major=major)
 
-    `test` is `generation` and `prompt` (over all questions), `tg128` and `pp512` (llama-bench's).
-    Real models before synthetic ones, this project version before another; of a repeated
-    generation the newest.
+
+def best_evidence(rows: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """One row per experiment, machine, configuration and number.
+
+    A good row before a failed one, measured whole before extrapolated, real before synthetic data,
+    this project version's before another's, then the newest.
     """
+    key = [*KEY, *also_by]
+    order = {
+        "_good": is_good(rows),
+        "_whole": rows["extrapolated"] != True,  # noqa: E712
+        "_real": rows["data"] == "real",
+        "_current": rows["project_version"] == PROJECT_VERSION,
+        "_started": rows["started_at"].astype(object).fillna("").astype(str),
+    }
+    ranked = rows.assign(**order).sort_values(list(order), kind="stable")
+    best = ranked.drop_duplicates(key, keep="last").drop(columns=list(order))
+    return best.sort_values(key).reset_index(drop=True)
+
+
+def is_good(rows: pd.DataFrame) -> pd.Series:
+    return (rows["status"] == "ok") & rows["speed"].notna()
+
+
+def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Mean tokens per second of each machine, model and configuration, with its 95 % interval.
+
+    `measure` is `generation` and `prompt` (over all questions), `tg128` and `pp512`
+    (llama-bench's). Real models before synthetic ones, this project version before another; of a
+    repeated generation the newest. `runs` is the number of rows in the mean.
+    """
+    generations = with_major_version(results.generations)
     good = generations[generations["status"] == "ok"].assign(
         _real=generations["data"] == "real",
         _current=generations["project_version"] == PROJECT_VERSION,
-        _started=generations["started_at"].fillna("").astype(str),
+        _started=generations["started_at"].astype(object).fillna("").astype(str),
     )
-    rates = []
-    key = ["protocol", "label", "machine", "configuration", "model", *also_by]
-    shown = list(dict.fromkeys([*key, "data", "project_version", "framework"]))
+    means = []
+    key = ["experiment", "protocol", "machine", "configuration", *also_by]
     for _, rows in good.groupby(key, dropna=False):
         best = rows[["_real", "_current"]].apply(tuple, axis=1).max()
         rows = rows[rows[["_real", "_current"]].apply(tuple, axis=1) == best]
         rows = rows.sort_values("_started", kind="stable")
         rows = rows.drop_duplicates(["question", "question_iter"], keep="last")
         asked = ~rows["question"].isin(BENCH_QUESTIONS)
-        for test, chosen, column in (
+        for measure, chosen, column in (
             ("generation", asked, "tokens_per_second"),
             ("prompt", asked, "prompt_tokens_per_second"),
             ("tg128", rows["question"] == "tg128", "tokens_per_second"),
@@ -67,18 +143,21 @@ def token_rates(generations: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.
             values = rows.loc[chosen, column].dropna().tolist()
             if values:
                 mean, half_width = mean_and_interval(values)
-                half_width = math.nan if half_width is None else half_width
-                shared = rows[shown].iloc[-1].to_dict()
-                measured = {"rate": mean, "rate_ci95": half_width, "runs": len(values)}
-                rates.append(shared | {"test": test} | measured)
-    return table(rates, [*shown, "test", "rate", "rate_ci95", "runs"])
+                means.append(
+                    rows.iloc[-1].to_dict()
+                    | {"measure": measure, "test": measure, "main": measure == "generation"}
+                    | {"speed": mean, "ci95": math.nan if half_width is None else half_width}
+                    | {"unit": "tokens/s", "higher_is_better": True, "varied": ()}
+                    | {"runs": len(values)}
+                )
+    return table(means, [*COLUMNS, "runs"])
 
 
 def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFrame:
     """How many times as fast as a reference machine each machine is, per experiment, as a log.
 
-    A training experiment's is the geometric mean over the batch sizes that both measured. Only
-    default configurations count; older results have a reference of their own.
+    An experiment's is the geometric mean over the numbers that both measured. Only default
+    configurations count; older results have a reference of their own.
 
     Args:
         reference: a machine; a protocol that lacks it takes its machine with the most numbers.
@@ -89,19 +168,16 @@ def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFr
     Raises:
         UserError: the reference machine has no results at all.
     """
-    rows = best_evidence(results.training)
-    rows = rows[is_good(rows)].rename(columns={"batch_size": "test"})
-    rows = rows.assign(log_speed=[-math.log(seconds) for seconds in rows["avg_time_per_epoch"]])
-    rates = token_rates(results.generations)
-    rates = rates[rates["test"] == "generation"].assign(experiment=LLM_CHART)
-    rates["log_speed"] = [math.log(rate) for rate in rates["rate"]]
-    columns = ["protocol", "experiment", "machine", "label", "test", "log_speed"]
-    both = pd.concat(part[part["configuration"] == ""][columns] for part in (rows, rates))
-    machines = sorted(both["machine"].unique())
+    rows = speeds(results)
+    rows = rows[is_good(rows) & rows["main"].astype(bool) & (rows["configuration"] == "")]
+    logs = [math.log(speed) for speed in rows["speed"]]
+    signs = [1 if higher else -1 for higher in rows["higher_is_better"]]
+    rows = rows.assign(log_speed=[log * sign for log, sign in zip(logs, signs, strict=True)])
+    machines = sorted(rows["machine"].unique())
     if reference and reference not in machines:
         raise UserError(f"no results of {reference!r}; there are {', '.join(machines) or 'none'}")
     relative = []
-    for _, group in both.groupby("protocol"):
+    for _, group in rows.groupby("protocol"):
         counts = group["machine"].value_counts()
         base = reference if reference in counts else counts.sort_index().idxmax()
         of_base = group[group["machine"] == base].set_index(["experiment", "test"])["log_speed"]
@@ -115,9 +191,23 @@ def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFr
     return pd.concat(relative).groupby(key, as_index=False)["log_speed"].mean()
 
 
+def measurements(results: Results) -> pd.DataFrame:
+    """Whole rows of the best evidence for each experiment's main number, with its `speed`.
+
+    For what is read beside the speed: where the device waited, TFLOP/s, memory.
+    """
+    parts = [
+        measured_speeds(rows, experiment := results.experiments[chart], experiment.speeds[0])
+        for chart, rows in results.measurements.groupby("experiment", sort=False)
+    ]
+    if not parts:
+        return table([], [*results.measurements.columns, *COLUMNS])
+    return best_evidence(pd.concat(parts))
+
+
 def share_of_peak(results: Results) -> pd.DataFrame:
     """TFLOP/s of every row as a share of its machine's measured peak in the same precision."""
-    rows = best_evidence(results.training)
+    rows = measurements(results)
     rows = rows[is_good(rows) & rows["tflops_per_second"].notna()]
     peaks = [
         results.peaks.get(machine, {}).get(precision, math.nan)
@@ -125,8 +215,8 @@ def share_of_peak(results: Results) -> pd.DataFrame:
     ]
     shares = rows.assign(
         peak_tflops=pd.Series(peaks, rows.index, dtype=float),
-        experiment=[BY_CHART[chart].title for chart in rows["experiment"]],
+        experiment=[results.experiments[chart].title for chart in rows["experiment"]],
     )
     shares["mfu_percent"] = 100 * shares["tflops_per_second"] / shares["peak_tflops"]
-    columns = ["experiment", "label", "batch_size", "precision", "tflops_per_second"]
+    columns = ["experiment", "label", "test", "precision", "tflops_per_second"]
     return shares.dropna(subset="peak_tflops")[[*columns, "peak_tflops", "mfu_percent"]]

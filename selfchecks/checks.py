@@ -4,69 +4,16 @@ import argparse
 import itertools
 import statistics
 import time
-from typing import NamedTuple
 
-import utils
 from harness.clock import Clock, Window, rate_of, steady_rate, steady_windows
+from harness.process import UsageError
+from selfchecks.findings import Finding, at_least, at_most, figure, median_at_least
 from selfchecks.pairs import median_interval
 
 BATCH_SIZE = 32
 SLICE_SECONDS = 10.0
 BLOCKS = 12  # of a long run, whose spread is the machine's noise
 MATRIX_PRODUCT = "matrix product, "  # before the precision, in the name of a finding
-
-
-class Finding(NamedTuple):
-    """What a check saw, with the ends of its 95 % interval where there is one.
-
-    The verdict is `ok`, `MISSED`, `unsure` (the target is missed, but lies within the interval), or
-    empty for a figure that has no target.
-    """
-
-    check: str
-    value: float | None
-    low: float | None
-    high: float | None
-    unit: str
-    target: str
-    verdict: str
-
-
-def at_least(
-    check: str,
-    value: float,
-    target: float,
-    unit: str = "ratio",
-    interval: tuple[float, float] | None = None,
-) -> Finding:
-    return judge(check, value, interval, unit, f"at least {target:g}", lambda x: x >= target)
-
-
-def at_most(
-    check: str,
-    value: float,
-    target: float,
-    unit: str,
-    interval: tuple[float, float] | None = None,
-) -> Finding:
-    return judge(check, value, interval, unit, f"at most {target:g}", lambda x: x <= target)
-
-
-def judge(check, value, interval, unit, target, holds) -> Finding:
-    """The finding whose target holds where `holds(value)` does."""
-    low, high = interval or (None, None)
-    missed = "unsure" if interval and any(map(holds, interval)) else "MISSED"
-    return Finding(check, value, low, high, unit, target, "ok" if holds(value) else missed)
-
-
-def figure(check: str, value: float | None, unit: str) -> Finding:
-    return Finding(check, value, None, None, unit, "", "")
-
-
-def median_at_least(check: str, ratios: list[float], target: float) -> Finding:
-    """Judges the median of ratios that were measured one after another."""
-    median, *interval = median_interval(ratios)
-    return at_least(check, median, target, interval=tuple(interval))
 
 
 # Overhead: the measured loop beside a bare one of the same work
@@ -356,7 +303,7 @@ def ceilings(quick: bool) -> list[Finding]:
     for precision in ("fp32", "bf16", "fp16"):
         try:
             tflops = peak_tflops(precision)
-        except utils.UsageError:
+        except UsageError:
             tflops = None  # this device does not compute in that precision
         found.append(figure(MATRIX_PRODUCT + precision, tflops, "TFLOP/s"))
     copy, size = memory_copy()

@@ -9,6 +9,7 @@ import pytest
 import result_files as files
 
 import check_results
+from harness import PROJECT_VERSION
 from harness.results import COLUMNS, append_row
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         (f",{MACHINE},", ",Other,", f"of 'Other', the file's name says '{MACHINE}'"),
         ("2026-11-24T12:00:00+00:00", "yesterday", "started_at is 'yesterday'"),
         ("2026-11-24T12:00:00+00:00", "2026-11-24T12:00:00", "without a time zone"),
-        (",0.1.0,", ",one,", "project_version is 'one'"),
+        (f",{PROJECT_VERSION},", ",one,", "project_version is 'one'"),
         ("MPS backend out of memory", "", "status is 'out_of_memory', but error is empty"),
     ],
 )
@@ -137,8 +138,11 @@ def test_a_file_that_is_none_of_ours(results_dir):
 def test_flags_and_extra_columns_of_an_experiment_are_known(tmp_path):
     path = files.training_path(tmp_path, "tensorflow_nlp", MACHINE, files.TRAINING[5][1])
     row = files.training_row(MACHINE, 16, 9.0, 25_000)
-    append_row(path, row | {"embed_dim": 64, "test_accuracy": 0.9}, COLUMNS)
+    append_row(path, row | {"embed_dim": 64}, COLUMNS)
     assert check_results.check_folder(tmp_path) == (1, [])
+    nlp = files.training_path(tmp_path, "pytorch_nlp", MACHINE, files.TRAINING[2][1])
+    append_row(nlp, row | {"test_accuracy": 0.9, "weights": "random"}, COLUMNS)
+    assert check_results.check_folder(tmp_path) == (2, [])
     append_row(path, row | {"colour": "red"}, COLUMNS)
     _, (problem,) = check_results.check_folder(tmp_path)
     assert "unknown column 'colour'" in problem

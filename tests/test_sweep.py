@@ -18,7 +18,10 @@ import utils
 
 utils.other_load = lambda: (0.0, None)  # it takes a second of every run
 
-EXPERIMENT = utils.Experiment(__doc__, "fake", "cv", "none", "tiny", 8, 1, "1, 2, 3", samples=1000)
+EXPERIMENT = utils.Experiment(
+    title="Fake", chart="fake", description="", backend="fake", task="cv", dataset="none",
+    model="tiny", input_size=8, epochs=1, varied=utils.batch_sizes("1, 2, 3"), samples=1000,
+)
 
 def prepare(options):
     return {"machine": "M", "device": "cpu", "framework": "fake 1", "data": "synthetic"}

@@ -4,6 +4,7 @@ import io
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image, JpegImagePlugin
@@ -11,6 +12,8 @@ from PIL import Image, JpegImagePlugin
 import harness.twins.photographs
 
 FOOD101_BYTES = 50_700  # 3.84 GB of training files / 75,750
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +52,5 @@ def test_no_framework_is_imported():
         "import sys, harness.twins.photographs; print({'torch', 'tensorflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=harness.twins.photographs.__file__.rpartition("/")[0])  # fmt: skip
+                          cwd=ROOT)  # fmt: skip
     assert done.stdout.strip() == "set()"

@@ -1,19 +1,17 @@
 """Reading results back: ours and every older format, and which row is the best evidence."""
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 import result_files as files
-import utils_experiments
 
-from harness.results import COLUMNS, append_row
-from reporting.speeds import best_evidence, relative_speeds, share_of_peak, token_rates
+from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.process import UserError
+from harness.results import COLUMNS, append_row, read_rows
+from reporting.experiments import find_experiments, of_file
+from reporting.speeds import relative_speeds, share_of_peak, speeds, token_speeds
 from reporting.tables import load_results
-from utils import UserError
 
-ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
 CIFAR100 = "pytorch_cv_resnet50_cifar100"
 
@@ -31,14 +29,19 @@ def row(seconds=100.0, size=32, machine=MACHINE, **changed):
     return files.training_row(machine, size, seconds, 50_000, **changed)
 
 
+def by_chart(chart):
+    (experiment,) = [e for e in find_experiments() if e.chart == chart]
+    return experiment
+
+
 def best(results_dir):
-    return best_evidence(load_results(results_dir).training)
+    return speeds(load_results(results_dir))
 
 
 def test_no_results_at_all(tmp_path):
     results = load_results(tmp_path)
-    assert results.training.empty and results.generations.empty and results.geekbench.empty
-    assert best_evidence(results.training).empty and token_rates(results.generations).empty
+    assert results.measurements.empty and results.generations.empty and results.geekbench.empty
+    assert speeds(results).empty and token_speeds(results).empty
     assert relative_speeds(results).empty and share_of_peak(results).empty
     assert results.problems == []
 
@@ -46,7 +49,7 @@ def test_no_results_at_all(tmp_path):
 def test_our_rows_come_back_with_their_types(tmp_path):
     write_rows(tmp_path, row(123.5), files.failed_row(MACHINE, 64))
     results = load_results(tmp_path)
-    good, failed = results.training.to_dict("records")
+    good, failed = results.measurements.to_dict("records")
     assert good["batch_size"] == 32 and good["avg_time_per_epoch"] == 123.5
     assert good["extrapolated"] is False and good["experiment"] == CIFAR100
     assert (good["protocol"], good["machine"]) == ("ours", MACHINE)
@@ -70,7 +73,7 @@ def test_our_rows_come_back_with_their_types(tmp_path):
 def test_best_evidence_is_chosen_whatever_the_order(tmp_path, better, worse, turned):
     rows = [row(1.0, **better), row(2.0, **worse)]
     write_rows(tmp_path, *(rows[::-1] if turned else rows))
-    assert best(tmp_path)["avg_time_per_epoch"].tolist() == [1.0]
+    assert best(tmp_path)["speed"].tolist() == [1.0]
 
 
 def test_a_failed_row_stands_only_where_there_is_no_good_one(tmp_path):
@@ -90,7 +93,7 @@ def test_other_configurations_are_kept_apart_and_named(tmp_path):
 
 def test_flags_of_the_model_are_a_configuration(tmp_path):
     path = files.training_path(tmp_path, "tensorflow_nlp", MACHINE, files.TRAINING[5][1])
-    flags = utils_experiments.BY_CHART["tensorflow_nlp_imdb"].model_flags
+    flags = by_chart("tensorflow_nlp_imdb").model_flags
     append_row(path, row() | flags, COLUMNS)
     append_row(path, row() | flags | {"embed_dim": 64}, COLUMNS)
     assert set(best(tmp_path)["configuration"]) == {"", "embed_dim=64"}
@@ -100,17 +103,19 @@ def test_every_older_format_is_read_and_labelled(tmp_path):
     files.write_older(tmp_path)
     results = load_results(tmp_path)
     assert results.problems == []
-    assert set(results.training["protocol"]) == {"2023"}
-    assert results.training["label"].str.endswith("(2023)").all()
-    assert set(results.training["experiment"]) == set(utils_experiments.BY_CHART)
-    assert "Tesla_V100-SXM2-16GB" in set(results.training["machine"])
-    missing = results.training.query("machine == 'NVIDIA_TITAN_RTX'")["experiment"]
+    assert set(results.measurements["protocol"]) == {"2023"}
+    assert results.measurements["label"].str.endswith("(2023)").all()
+    written = {(name.partition("_")[0], folder) for folder, name, *_ in files.TRAINING}
+    of_rows = map(by_chart, set(results.measurements["experiment"]))
+    assert {(e.dataset, f"{e.backend}_{e.task}") for e in of_rows} == written
+    assert "Tesla_V100-SXM2-16GB" in set(results.measurements["machine"])
+    missing = results.measurements.query("machine == 'NVIDIA_TITAN_RTX'")["experiment"]
     assert not missing.str.contains("food101").any()
 
 
 def test_older_trainer_metrics_become_time_per_epoch(tmp_path):
     files.write_older(tmp_path, {"Apple_M3": 1.0})
-    rows = load_results(tmp_path).training.query("experiment == 'pytorch_nlp_distilbert_imdb'")
+    rows = load_results(tmp_path).measurements.query("experiment == 'pytorch_nlp_distilbert_imdb'")
     first, *_, last = rows.to_dict("records")
     assert first["avg_time_per_epoch"] == pytest.approx(2100)
     assert first["epochs"] == 3 and first["status"] == "ok"
@@ -124,7 +129,7 @@ def test_older_file_names(tmp_path):
         ("pytorch_nlp", "A_IMDB_distilbert-base-uncased_512_pytorch", "A"),
     ):
         path = tmp_path / f"results_{folder}" / f"{name}_results.csv"
-        _, found = utils_experiments.of_file(path)
+        _, found = of_file(path, find_experiments())
         assert found == machine
 
 
@@ -132,7 +137,7 @@ def test_a_file_saved_beside_an_unreadable_one_counts(tmp_path):
     write_rows(tmp_path, row(7.0))
     path = cifar100_path(tmp_path)
     path.rename(path.with_stem(f"{path.stem}_1764000000000000000"))
-    assert best(tmp_path)["avg_time_per_epoch"].tolist() == [7.0]
+    assert best(tmp_path)["speed"].tolist() == [7.0]
 
 
 def test_a_torn_file_is_named_and_skipped(tmp_path):
@@ -140,7 +145,7 @@ def test_a_torn_file_is_named_and_skipped(tmp_path):
     torn = cifar100_path(tmp_path)
     torn.write_text(torn.read_text()[:-20])
     results = load_results(tmp_path)
-    assert results.training["machine"].tolist() == ["Other"]
+    assert results.measurements["machine"].tolist() == ["Other"]
     (problem,) = results.problems
     assert torn.name in problem and str(tmp_path) not in problem
 
@@ -159,7 +164,7 @@ def test_a_row_with_a_wrong_cell_is_named_and_skipped(tmp_path, old, new, said):
     path.write_text(path.read_text().replace(old, new, 1))
     write_rows(tmp_path, row(50.0, size=64))
     results = load_results(tmp_path)
-    assert results.training["batch_size"].tolist() == [64]
+    assert results.measurements["batch_size"].tolist() == [64]
     assert said in results.problems[0] and "row 2" in results.problems[0]
 
 
@@ -172,39 +177,40 @@ def test_files_of_something_else_are_named(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     results = load_results(tmp_path)
-    assert results.training.empty and len(results.problems) == 2
+    assert results.measurements.empty and len(results.problems) == 2
 
 
 def test_rates_are_means_over_the_questions_with_their_interval(tmp_path):
     files.write_machine(tmp_path, MACHINE, 1.0)
-    rates = token_rates(load_results(tmp_path).generations).set_index("test")
-    assert rates["rate"].to_dict() == pytest.approx(
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates["speed"].to_dict() == pytest.approx(
         {"generation": 12.15, "prompt": 151.5, "tg128": 12.15, "pp512": 151.5}
     )
     assert rates.loc["generation", "runs"] == 4 and rates.loc["tg128", "runs"] == 2
     # 12.1 and 12.2: Student's t for 1 degree of freedom is 12.706, the standard error 0.05.
-    assert rates.loc["tg128", "rate_ci95"] == pytest.approx(12.706 * 0.05, rel=1e-3)
+    assert rates.loc["tg128", "ci95"] == pytest.approx(12.706 * 0.05, rel=1e-3)
 
 
 def test_a_single_generation_has_no_interval(tmp_path):
     files.write_machine(tmp_path, MACHINE, 1.0)
-    generations = load_results(tmp_path).generations.query("question == 'tg128'").head(1)
-    (rate,) = token_rates(generations).to_dict("records")
-    assert rate["rate"] == pytest.approx(12.1) and math.isnan(rate["rate_ci95"])
+    results = load_results(tmp_path)
+    one = results._replace(generations=results.generations.query("question == 'tg128'").head(1))
+    (rate,) = token_speeds(one).to_dict("records")
+    assert rate["speed"] == pytest.approx(12.1) and math.isnan(rate["ci95"])
 
 
 def test_real_models_stand_before_synthetic_ones(tmp_path):
     files.write_machine(tmp_path, MACHINE, 2.0, data="synthetic")
     files.write_machine(tmp_path, MACHINE, 1.0)
-    rates = token_rates(load_results(tmp_path).generations)
-    assert set(rates["data"]) == {"real"} and rates["rate"].min() == pytest.approx(12.15)
+    rates = token_speeds(load_results(tmp_path))
+    assert set(rates["data"]) == {"real"} and rates["speed"].min() == pytest.approx(12.15)
 
 
 def test_of_a_repeated_generation_the_newest_counts(tmp_path):
     files.write_machine(tmp_path, MACHINE, 2.0)
     files.write_machine(tmp_path, MACHINE, 1.0)
-    rates = token_rates(load_results(tmp_path).generations).set_index("test")
-    assert rates.loc["generation", "rate"] == pytest.approx(12.15)
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates.loc["generation", "speed"] == pytest.approx(12.15)
     assert rates.loc["generation", "runs"] == 4
 
 
@@ -212,7 +218,7 @@ def test_another_model_is_another_configuration(tmp_path):
     files.write_machine(tmp_path, MACHINE, 1.0)
     (path,) = (tmp_path / "results_llama2").glob("*.csv")
     path.write_text(path.read_text().replace("llama-2-7b-chat.Q4_0", "mistral-7b"))
-    rates = token_rates(load_results(tmp_path).generations)
+    rates = token_speeds(load_results(tmp_path))
     assert set(rates["configuration"]) == {"mistral-7b"}
 
 
@@ -257,14 +263,38 @@ def test_a_damaged_report_of_selfcheck_is_named(tmp_path):
     assert results.peaks == {} and path.name in results.problems[0]
 
 
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*_test_*.py"))
+def test_every_file_is_known_by_its_name(tmp_path):
+    for experiment in find_experiments():
+        path = experiment.results_path(tmp_path, MACHINE)
+        found, machine = of_file(path, find_experiments())
+        assert found is experiment and machine in (MACHINE, "")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_list_of_experiments_agrees_with_the_scripts(script, tmp_path):
-    experiment = importlib.import_module(script).EXPERIMENT
-    path = experiment.results_path(tmp_path, MACHINE)
-    listed, machine = utils_experiments.of_file(path)
-    assert machine == MACHINE
-    assert (listed.backend, listed.task) == (experiment.backend, experiment.task)
-    assert listed.model_flags == experiment.model_flags
+def test_rows_of_an_experiment_whose_script_is_gone_are_still_read(tmp_path):
+    path = files.training_path(tmp_path, "caffe_cv", MACHINE, "mnist_lenet_28_caffe")
+    append_row(path, row(3.0), COLUMNS)
+    results = load_results(tmp_path)
+    (speed,) = speeds(results).to_dict("records")
+    assert (speed["machine"], speed["test"], speed["speed"]) == (MACHINE, "batch 32", 3.0)
+    assert results.experiments[speed["experiment"]].title == "caffe, lenet, mnist"
+    assert results.problems == []
+
+
+def test_a_row_of_the_processor_never_stands_for_the_gpu(tmp_path):
+    later = {"started_at": "2027-01-01T00:00:00+00:00"}
+    write_rows(tmp_path, row(1.0, device="mps"), row(9.0, device="cpu", **later))
+    found = best(tmp_path).set_index("configuration")["speed"].to_dict()
+    assert found == {"": 1.0, "on the CPU": 9.0}
+
+
+def test_a_sweep_over_threads_leaves_a_number_for_each(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    (path,) = (tmp_path / "results_llama2").glob("*.csv")
+    _, rows = read_rows(path)
+    path.unlink()
+    for threads, context in ((8, 1024), (4, 1024), (1, 4096)):
+        for old in rows:
+            changed = {"n_threads": threads, "n_ctx": context, "cpu_cores": 8}
+            append_row(path, old | changed, LLM_COLUMNS)
+    found = token_speeds(load_results(tmp_path)).query("measure == 'generation'")
+    assert set(found["configuration"]) == {"", "4 threads", "n_ctx=4096 1 threads"}

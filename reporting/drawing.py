@@ -1,0 +1,129 @@
+"""What all charts draw with: colours fixed per machine, bars with whiskers, gaps, hatches."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from reporting.tables import Results
+
+# Twelve colours that stay apart for colour-blind readers (M. Krzywinski's palette,
+# https://mk.bcgsc.ca/colorblind/), neighbours in this order unlike each other.
+COLOURS = [
+    *("#008DF9", "#E20134", "#009F81", "#FFC33B", "#8400CD", "#FF6E3A"),
+    *("#00C2F9", "#9F0162", "#00FCCF", "#FF5AAF", "#A40122", "#FFB2FD"),
+]
+EXTRAPOLATED, SYNTHETIC = "////", "..."
+HATCHES = {EXTRAPOLATED: "extrapolated from a short run", SYNTHETIC: "synthetic data"}
+
+
+def machine_colours(results: Results) -> dict[str, tuple]:
+    """A colour for every machine, the same in all charts; after twelve they repeat, darker."""
+    measured = {*results.measurements["machine"], *results.generations["machine"]}
+    machines = [*sorted(measured), *sorted(set(results.geekbench["machine"]) - measured)]
+    return {
+        name: tuple(part * 0.6 ** (i // len(COLOURS)) for part in to_rgb(COLOURS[i % len(COLOURS)]))
+        for i, name in enumerate(machines)
+    }
+
+
+def shades(rows: pd.DataFrame, colours: dict[str, tuple]) -> dict[str, tuple]:
+    """A colour for every series: its machine's, the lighter the more series the machine has."""
+    series = rows[["machine", "series", "protocol"]].drop_duplicates()
+    ranks = series.groupby(["machine", "protocol"]).cumcount()
+    return {
+        name: tuple(1 - (1 - part) * 0.55**rank for part in colours[machine])
+        for name, machine, rank in zip(series["series"], series["machine"], ranks, strict=True)
+    }
+
+
+def machine_shades(rows: pd.DataFrame, results: Results) -> list[tuple]:
+    """The colour of each row: its machine's, lighter where its configuration is not the default."""
+    colours = machine_colours(results)
+    return [
+        tuple(1 - (1 - part) * (0.55 if changed else 1) for part in colours[machine])
+        for machine, changed in zip(rows["machine"], rows["configuration"], strict=True)
+    ]
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write the figure as a PNG; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return str(path)
+
+
+def empty(title: str) -> Figure:
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "no results yet", ha="center", va="center", fontsize=16, color="0.4")
+    return figure
+
+
+def panel_grid(title: str, panels: int, height: float) -> tuple[Figure, list]:
+    """A figure with so many axes in two columns, each of `height` inches."""
+    lines = math.ceil(panels / 2)
+    figure = Figure(figsize=(15, lines * height + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=14)
+    all_axes = list(figure.subplots(lines, min(2, panels), squeeze=False).flat)
+    for axes in all_axes[panels:]:
+        axes.set_axis_off()
+    return figure, all_axes[:panels]
+
+
+def draw_gap(axes, x: float, row: dict, colour: tuple) -> None:
+    reason = (row["status"] or "failed").replace("_", " ")
+    where = axes.get_xaxis_transform()
+    axes.plot(x, 0, "s", color=colour, markeredgecolor="black", transform=where, clip_on=False)
+    axes.text(
+        x, 0.03, reason, rotation=90, ha="center", va="bottom", fontsize=7, transform=where,
+        color="0.25",
+    )  # fmt: skip
+
+
+def three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_digits) -> None:
+    """A bar with its number per name, the first on top."""
+    places = range(len(names))
+    drawn = axes.barh(
+        places, values, 0.8, color=colours, edgecolor="black", linewidth=0.5,
+        xerr=None if errors is None else whiskers(values, errors),
+        error_kw={"elinewidth": 1, "capsize": 2},
+    )  # fmt: skip
+    for patch, marks in zip(drawn, hatches, strict=True):
+        patch.set_hatch(marks)
+    axes.bar_label(drawn, fmt=fmt, padding=3, fontsize=9)
+    axes.set_yticks(places, names, fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.margins(x=0.18)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def whiskers(values, half_widths) -> list:
+    """Lengths below and above: nothing takes less than no time, however wide the interval is."""
+    return [np.minimum(half_widths, values), half_widths]
+
+
+def hatch(row) -> str:
+    marks = EXTRAPOLATED if row.get("extrapolated") == True else ""  # noqa: E712
+    return marks + (SYNTHETIC if row["data"] == "synthetic" else "")
+
+
+def hatch_handles(rows: pd.DataFrame) -> list[Patch]:
+    """Legend entries of the hatches that are in use."""
+    used = "".join(hatch(row) for _, row in rows.iterrows())
+    return [
+        Patch(facecolor="white", edgecolor="black", hatch=marks, label=meaning)
+        for marks, meaning in HATCHES.items()
+        if marks in used
+    ]
