@@ -58,6 +58,13 @@ EXPERIMENT = utils.Experiment(
     model=DEFAULT_MODEL.removesuffix(".gguf"),
     speeds=SPEEDS,
     model_flags={"flash_attn": False, "max_tokens": 500, "n_gpu_layers": -1, "n_ctx": 1024},
+    quick={
+        "synthetic_model": "tinyllama-1.1b",
+        "num_questions": "1",
+        "num_times_per_question": "2",
+        "max_tokens": "32",
+        "bench_repetitions": "1",
+    },
     columns=tuple(COLUMNS),
     text_columns=TEXT_COLUMNS,
     folder="results_llama2",

@@ -30,6 +30,7 @@ EXPERIMENT = utils.Experiment(
     epochs=5,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
     samples=50_000,
+    quick={"batch_sizes": "32"},
     model_flags={"channels_last": False},  # images in NHWC memory order
 )
 NUM_CLASSES = 100

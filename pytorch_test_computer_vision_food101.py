@@ -34,6 +34,7 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("32, 64, 128"),
     samples=75_750,
+    quick={"batch_sizes": "4"},
     model_flags={"channels_last": False},  # images in NHWC memory order
     extra_columns=("loader_workers",),
 )

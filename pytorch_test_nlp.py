@@ -33,6 +33,7 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512"),
     samples=25_000,
+    quick={"batch_sizes": "4"},
     switches={"evaluate": "test accuracy, after the clock has stopped"},
     extra_columns=("weights", "transformers", "test_accuracy"),
     text_columns=("weights", "transformers"),

@@ -71,6 +71,8 @@ class Experiment:
     model_flags: dict[str, int | float | bool | tuple[str, ...]] = field(default_factory=dict)
     # Flags that change nothing that is measured, with their help.
     switches: dict[str, str] = field(default_factory=dict)
+    # Flags of a first look: seconds on a slow machine, where the defaults take many minutes.
+    quick: dict[str, str] = field(default_factory=dict)
     # Every row's columns, in order, and which of them that only this experiment has are text.
     columns: tuple[str, ...] = tuple(COLUMNS)
     extra_columns: tuple[str, ...] = ()  # not in every row
