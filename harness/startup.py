@@ -15,9 +15,9 @@ from harness.results import UnreadableResults
 
 
 @contextlib.contextmanager
-def only_benchmark():
-    """Whether this user runs no other benchmark of the collection meanwhile."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"mac_ml_speed_test_{os.getuid()}.lock")
+def only_benchmark(kind: str = "benchmark"):
+    """Whether this user runs no other benchmark of the collection, or of a kind, meanwhile."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"mac_ml_speed_test_{kind}_{os.getuid()}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from reporting.drawing import (
     machine_colours,
     machine_shades,
     panel_grid,
+    save,
     shades,
     three_digits,
     whiskers,
@@ -34,6 +36,16 @@ LABELLED_BARS = 100  # more bars than these carry no numbers
 def of_experiment(results: Results, experiment: Experiment) -> Figure:
     """The chart of an experiment: bars of its speeds by what it varies."""
     return (token_bars if experiment.generations else speed_bars)(results, experiment)
+
+
+def draw_all(results: Results, folder: Path) -> list[str]:
+    """Every chart that there are results for, as PNG files; returns their paths."""
+    measured = {*results.measurements["experiment"], *results.generations["experiment"]}
+    figures = {"overview": overview(results), "samples_per_second": samples_per_second(results)}
+    for chart, experiment in results.experiments.items():
+        if chart in measured:
+            figures[chart] = of_experiment(results, experiment)
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 # One experiment

@@ -32,6 +32,12 @@ def find_experiments() -> list[Experiment]:
     return sorted(experiments, key=lambda e: (e.generations, e.title))
 
 
+def script_of(experiment: Experiment) -> str:
+    """The name of the script that describes an experiment."""
+    found = {name: importlib.import_module(Path(name).stem).EXPERIMENT for name in script_names()}
+    return next(name for name, described in found.items() if described is experiment)
+
+
 def of_file(path: Path, experiments: list[Experiment]) -> tuple[Experiment, str] | None:
     """The experiment that a results file belongs to, and the machine in its name.
 

@@ -191,6 +191,21 @@ def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFr
     return pd.concat(relative).groupby(key, as_index=False)["log_speed"].mean()
 
 
+def neighbours(results: Results, machine: str, most: int) -> list[str]:
+    """A line for each of the machines whose speed is nearest to that of `machine`."""
+    ours = [rows for _, rows in relative_speeds(results, machine).groupby("protocol")]
+    ours = [rows for rows in ours if (rows["reference"] == machine).all()]
+    others = [rows[rows["machine"] != machine] for rows in ours]
+    if not others or others[0].empty:
+        return [f"{machine}: no other machine to compare with, yet"]
+    means = others[0].groupby("machine")["log_speed"].agg(["mean", "count"])
+    nearest = means.reindex(means["mean"].abs().sort_values().index).head(most)
+    return [
+        f"{machine} is {math.exp(-mean):.2f} times as fast as {other}, over {count} experiments"
+        for other, mean, count in nearest.itertuples()
+    ]
+
+
 def measurements(results: Results) -> pd.DataFrame:
     """Whole rows of the best evidence for each experiment's main number, with its `speed`.
 

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from nbformat import read
 
 ROOT = Path(__file__).parent.parent
-TOOLS = {"utils.py", "check_results.py", "compare_results.py", "selfcheck.py"}
+TOOLS = {"utils.py", "check_results.py", "compare_results.py", "run_all.py", "selfcheck.py"}
 PACKAGES = ("harness", "reporting", "selfchecks")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -62,7 +62,8 @@ def test_loss_falls_when_compiled(options):
 def test_columns_are_pytorchs(options):
     # In a process of its own, because PyTorch must not be loaded after TensorFlow.
     code = """
-import argparse, json, torch, harness.clock, pytorch
+import argparse, json, torch, harness.clock
+from harness.frameworks import pytorch
 harness.clock.PROBE_SECONDS = 0.1
 options = argparse.Namespace(device="cpu", precision="fp32", compile=False, channels_last=False,
                              seed=1, epochs=1, max_seconds=None)

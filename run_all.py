@@ -1,0 +1,266 @@
+# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = ["filelock", "matplotlib", "packaging", "pandas", "psutil", "scipy", "tqdm"]
+# ///
+"""How fast is this machine at all of it? Every experiment that it can run, in the time one has.
+
+Each script is started for one number at a time (`--max_seconds`), in rounds, so that heat and drift
+fall on all alike. What a start costs is learnt from the first ones; the rest of the time is divided
+among the numbers that still fit. A run that was cut short goes on where it was when it is started
+again with the same flags. Charts and a comparison with the nearest other machines come at the end.
+Every script can be run by hand, and for longer, at any time.
+
+    python run_all.py --minutes=30
+"""
+
+import argparse
+import itertools
+import re
+import sys
+import time
+import tomllib
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from harness.arguments import device_name, machine_name, names_of, seconds
+from harness.experiment import Experiment
+from harness.process import UsageError, UserError
+from harness.results import UnreadableResults, read_rows
+from harness.startup import one_line_errors, only_benchmark, require_writable
+from harness.turns import Budget, Turn, recall, remember, run
+from reporting.experiments import ROOT, find_experiments, script_of
+
+PICTURES = 20.0  # seconds kept for charts and comparison
+LOOK = 120.0  # with less than so many seconds for each experiment, each has its quick look only
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--minutes", type=seconds, default=30.0, help="for everything; default: 30")
+    add("--only", help='scripts whose names hold one of these, such as "pytorch, llama"')
+    add("--skip", help="leave out scripts whose names hold one of these")
+    add("--data", choices=["auto", "real", "synthetic"], default="auto")
+    add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    add("--precisions", type=names_of(PRECISIONS), default="fp32", help='such as "fp32, bf16"')
+    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--machine_name", type=machine_name, help="file the results under this name")
+    add("--dry_run", action="store_true", help="show the plan, run nothing")
+    return parser.parse_args()
+
+
+# What there is to do
+
+
+def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
+    """The experiments to run, and a line for each one that cannot.
+
+    Raises:
+        UsageError: none is left.
+    """
+    chosen, left_out = [], []
+    for experiment in find_experiments():
+        script = script_of(experiment)
+        if not named(script, options.only or "") or options.skip and named(script, options.skip):
+            continue
+        if missing := missing_packages(ROOT / script):
+            install = f"python -m pip install {' '.join(missing)}"
+            left_out.append(f"{script} needs {', '.join(missing)}: {install}")
+        else:
+            chosen.append(experiment)
+    if not chosen:
+        raise UsageError("; ".join(["--only, --skip: no experiment is left", *left_out]))
+    return chosen, left_out
+
+
+def named(script: str, parts: str) -> bool:
+    """Whether the script's name holds one of the comma-separated parts."""
+    return any(part.strip() in script for part in parts.split(","))
+
+
+def missing_packages(script: Path) -> list[str]:
+    """Those of the packages in a script's first lines that this Python lacks."""
+    from packaging.requirements import Requirement
+
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", script.read_text(), re.MULTILINE)
+    lines = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))["dependencies"]
+    missing = []
+    for requirement in map(Requirement, lines):
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        try:
+            distribution(requirement.name)
+        except PackageNotFoundError:
+            missing.append(requirement.name)
+    return missing
+
+
+def all_turns(experiments: list[Experiment], options) -> list[Turn]:
+    """Every number, in rounds: within a round first one of each framework, then the seconds."""
+    quick = 60 * options.minutes / len(experiments) < LOOK
+    ranked = []
+    for number, experiment in enumerate(experiments):
+        rank = sum(other.backend == experiment.backend for other in experiments[:number])
+        points = [experiment.quick] if quick else default_points(experiment)
+        precisions = [{"precision": name} for name in options.precisions]
+        walk = itertools.product(precisions if experiment.epochs else [{}], points)
+        for round_, (precision, point) in enumerate(walk):
+            turn = Turn(ROOT / script_of(experiment), experiment, point | precision)
+            ranked.append(((round_, rank, number), turn))
+    return [turn for _, turn in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def default_points(experiment: Experiment) -> list[dict[str, str]]:
+    """The flags of each point that the script would walk by itself."""
+    lists = [
+        [(varied.flag, value.strip()) for value in varied.default.split(",")]
+        for varied in experiment.varied
+    ]
+    return [dict(point) for point in itertools.product(*lists)]
+
+
+def show_plan(turns: list[Turn], budget: Budget) -> None:
+    chosen, steady = budget.divide(turns)
+    end = datetime.now() + timedelta(seconds=budget.left + PICTURES)
+    print(f"{len(chosen)} of {len(turns)} numbers, about {steady:.0f} s of steady work for each:")
+    for turn in chosen:
+        print(f"  {turn.name}: about {budget.cost(turn) + steady:.0f} s")
+    print(f"It ends at {end:%H:%M}; Ctrl-C is safe, the same command goes on.", flush=True)
+
+
+# Running
+
+
+def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
+    """Start scripts until the time is used; what was done is remembered after each."""
+    shared = {"data": options.data, "results_dir": options.results_dir}
+    if options.machine_name:
+        shared["machine_name"] = options.machine_name
+    with tqdm(total=round(budget.total), unit=" s", disable=None) as bar:
+        while True:
+            turns = [turn for turn in turns if turn.key not in state["done"]]
+            turns = [turn for turn in turns if not too_large(turn, options)]
+            chosen, steady = budget.divide(turns)
+            if not chosen:
+                return
+            turn = chosen[0]
+            bar.set_description(turn.experiment.title)
+            bar.update(round(budget.used) - bar.n)
+            device = {} if turn.experiment.generations else {"device": options.device}
+            started = datetime.now(UTC).replace(microsecond=0)
+            began = time.monotonic()
+            code = run(turn, steady, shared | device, options.results_dir / "run_all.log")
+            if code == 130:
+                raise KeyboardInterrupt
+            budget.learn(turn, time.monotonic() - began - steady)
+            tqdm.write(f"{turn.name}: {outcome(turn, started, options, code)}")
+            state["done"].append(turn.key)
+            state |= {"used": budget.used, "costs": budget.costs}
+            remember(state_path(options), state)
+
+
+def rows_of(experiment: Experiment, options) -> list[dict[str, str]]:
+    """Rows of an experiment's files, the newest last."""
+    rows = []
+    for path in (options.results_dir / experiment.results_folder).glob("*.csv"):
+        try:
+            rows += read_rows(path)[1]
+        except UnreadableResults:
+            continue  # its script, the charts and check_results.py say so
+    return sorted(rows, key=lambda row: row.get("started_at", ""))
+
+
+def outcome(turn: Turn, started: datetime, options, code: int) -> str:
+    """What a turn has brought: the number, or why there is none."""
+    since = started.isoformat(timespec="seconds")
+    rows = [r for r in rows_of(turn.experiment, options) if r.get("started_at", "") >= since]
+    speed = turn.experiment.speeds[0]
+    numbers = [float(row[speed.column]) for row in rows if row.get(speed.column)]
+    if numbers:
+        return f"{sum(numbers) / len(numbers):,.4g} {speed.unit}"
+    errors = [row["error"] for row in rows if row.get("error")]
+    return errors[-1] if errors else f"no number (exit code {code}), see run_all.log"
+
+
+def too_large(turn: Turn, options) -> bool:
+    """Whether smaller sizes of the same kind ran out of memory, or say that this one will.
+
+    Peak memory grows along a line with the size; on a processor the machine's memory is its end.
+    """
+    *_, size = turn.experiment.varied or (None,)
+    if size is None or size.choices or not turn.flags.get(size.flag, "").isdigit():
+        return False
+    wanted, precision = int(turn.flags[size.flag]), turn.flags.get("precision", "")
+    rows = [row for row in rows_of(turn.experiment, options) if row["precision"] == precision]
+    if any(r["status"] == "out_of_memory" and int(r[size.column]) <= wanted for r in rows):
+        return True
+    peaks = {
+        int(row[size.column]): float(row["peak_memory_gb"])
+        for row in rows
+        if row["peak_memory_gb"] and row["device"] == "cpu" and int(row[size.column]) < wanted
+    }
+    if len(peaks) < 2:
+        return False
+    (small, less), (large, more) = min(peaks.items()), max(peaks.items())
+    expected = more + (more - less) / (large - small) * (wanted - large)
+    return expected > psutil.virtual_memory().total / 1e9
+
+
+# Pictures, and this machine among the others
+
+
+def state_path(options) -> Path:
+    return options.results_dir / ".run_all.json"
+
+
+def show_results(options) -> None:
+    from reporting.charts import draw_all
+    from reporting.speeds import neighbours
+    from reporting.tables import load_results
+
+    results = load_results(options.results_dir)
+    pictures = draw_all(results, options.results_dir)
+    print(f"\nCharts: {len(pictures)} of them, in {options.results_dir}")
+    newest = [rows[-1] for e in find_experiments() if (rows := rows_of(e, options))]
+    machine = max(newest, key=lambda row: row.get("started_at", ""))["machine"]
+    print("\n".join(neighbours(results, machine, most=5)))
+
+
+def main() -> None:
+    options = parse_arguments()
+    with one_line_errors([], options.results_dir), only_benchmark("run_all") as alone:
+        require_writable(options.results_dir)
+        if not alone:
+            print("Note: another run_all.py is running: the two slow each other")
+        experiments, left_out = choose_experiments(options)
+        for line in left_out:
+            print(f"left out: {line}")
+        flags = {n: str(value) for n, value in vars(options).items() if n != "dry_run"}
+        state = recall(state_path(options), flags)
+        budget = Budget(60 * options.minutes - PICTURES, state["used"], state["costs"])
+        if state["done"]:
+            print(f"Going on: {len(state['done'])} numbers were measured before.")
+        turns = all_turns(experiments, options)
+        show_plan([turn for turn in turns if turn.key not in state["done"]], budget)
+        if options.dry_run:
+            return
+        try:
+            run_turns(turns, budget, state, options)
+        except KeyboardInterrupt:
+            print("\nThe same command goes on from here.", file=sys.stderr)
+            raise
+        state_path(options).unlink(missing_ok=True)
+        if not state["done"]:
+            raise UserError(f"--minutes={options.minutes:g}: too short for any number")
+        show_results(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""One command for a machine: it keeps its time, repeats nothing, and says what it leaves out."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import result_files as files
+
+import run_all
+from harness.experiment import Experiment, batch_sizes
+from harness.results import COLUMNS, append_row, read_rows
+from harness.turns import Budget, Turn
+from reporting.speeds import neighbours
+from reporting.tables import load_results
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = '''# /// script
+# dependencies = ["tqdm"]
+# ///
+"""Does next to nothing, in a given time."""
+
+import time
+import utils
+
+utils.other_load = lambda: (0.0, None)
+
+EXPERIMENT = utils.Experiment(
+    title="Idle", chart="idle", description=__doc__, backend="fake", task="cv", dataset="none",
+    model="tiny", input_size=8, epochs=1, varied=utils.batch_sizes("1, 2, 3, 4"), samples=1000,
+)
+
+
+def prepare(options):
+    return {"machine": "M", "device": "cpu", "framework": "fake 1", "data": "synthetic"}
+
+
+def measure(batch_size, options):
+    time.sleep(options.max_seconds)
+    return {"avg_time_per_epoch": 1.0, "samples_per_second": 2.0, "extrapolated": True}
+
+
+if __name__ == "__main__":
+    utils.sweep(EXPERIMENT, prepare, measure)
+'''
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The project with nothing but an experiment that takes no time of its own."""
+    folder = tmp_path / "copy"
+    ignored = shutil.ignore_patterns(".*", "results", "data", "quickstart", "tests", "*_test*.py")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    (folder / "idle_test.py").write_text(SCRIPT)
+    text = (folder / "run_all.py").read_text()
+    quick = text.replace("PICTURES = 20.0", "PICTURES = 5.0").replace("LOOK = 120.0", "LOOK = 1.0")
+    (folder / "run_all.py").write_text(quick)
+    turns = (folder / "harness/turns.py").read_text()
+    shorter = turns.replace("GUESS = 45.0", "GUESS = 2.0").replace(
+        "SHORTEST = 3.0", "SHORTEST = 1.0"
+    )
+    (folder / "harness/turns.py").write_text(shorter)
+    return folder
+
+
+def command(copy, *flags):
+    return [sys.executable, copy / "run_all.py", f"--results_dir={copy / 'results'}", *flags]
+
+
+def sizes(copy):
+    (path,) = (copy / "results").rglob("*_results.csv")
+    return [row["batch_size"] for row in read_rows(path)[1]]
+
+
+def test_it_ends_in_its_time_with_every_number_and_the_charts(copy):
+    started = time.monotonic()
+    done = subprocess.run(command(copy, "--minutes=0.5"), capture_output=True, text=True)
+    took = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert sizes(copy) == ["1", "2", "3", "4"]
+    assert 0.8 * 30 < took < 1.3 * 30  # 10 % of a time worth the name; starts weigh more here
+    assert "4 of 4 numbers" in done.stdout and "no other machine to compare with" in done.stdout
+    assert (copy / "results/idle.png").exists() and not (copy / "results/.run_all.json").exists()
+
+
+def test_what_was_cut_short_goes_on_and_repeats_nothing(copy):
+    flags = ["--minutes=0.5"]
+    process = subprocess.Popen(
+        command(copy, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    state = copy / "results/.run_all.json"
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "The same command goes on from here" in errors
+    before = sizes(copy)
+    assert json.loads(state.read_text())["done"]
+    done = subprocess.run(command(copy, *flags), capture_output=True, text=True)
+    assert done.returncode == 0 and "Going on:" in done.stdout
+    assert len(sizes(copy)) > len(before) and len(set(sizes(copy))) == len(sizes(copy))
+
+
+def turn(name="a_test.py", **flags):
+    experiment = Experiment("A", "a", "", "fake", "cv", "m", varied=batch_sizes("1"), epochs=1)
+    return Turn(Path(name), experiment, flags)
+
+
+def test_time_is_divided_among_what_fits():
+    turns = [turn(batch_sizes=str(size)) for size in range(10)]
+    chosen, steady = Budget(100.0, costs={"a_test.py": 20.0}).divide(turns)
+    assert len(chosen) == 4 and steady == pytest.approx(5, abs=0.1)
+    chosen, steady = Budget(500.0, costs={"fake": 20.0}).divide(turns)
+    assert len(chosen) == 10 and steady == pytest.approx(30, abs=0.1)
+    assert Budget(10.0).divide(turns) == ([], 0.0)
+
+
+def test_rounds_begin_with_one_number_of_each_framework():
+    options = Namespace(minutes=1.0, precisions=["fp32"])
+    experiments, _ = run_all.choose_experiments(Namespace(only=None, skip=None))
+    turns = run_all.all_turns(experiments, options)
+    backends = [turn.experiment.backend for turn in turns]
+    first = backends[: len(set(backends))]
+    assert len(set(first)) == len(first)
+
+
+def test_what_is_not_installed_is_left_out_with_the_line_that_installs_it(tmp_path):
+    script = tmp_path / "x_test.py"
+    script.write_text(
+        '# /// script\n# dependencies = [\n#   "tqdm", "no-such-thing>=2",\n'
+        "#   \"never; sys_platform == 'plan9'\",\n# ]\n# ///\n"
+    )
+    assert run_all.missing_packages(script) == ["no-such-thing"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "left_out"),
+    [
+        ([(1, 1.0, "ok"), (2, 1.1, "ok")], False),
+        ([(1, 1.0, "ok"), (2, 1e4, "ok")], True),  # 2 took nearly all there is
+        ([(1, 1e4, "ok")], False),  # one number makes no line
+        ([(2, None, "out_of_memory")], True),
+        ([(64, None, "out_of_memory")], False),
+    ],
+)
+def test_sizes_that_memory_cannot_hold_are_left_out(tmp_path, rows, left_out):
+    experiment = turn().experiment
+    for size, peak, status in rows:
+        row = files.training_row("M", size, 1.0, 10, device="cpu", peak_memory_gb=peak)
+        path = tmp_path / experiment.results_folder / "M_x_m_0_fake_results.csv"
+        append_row(path, row | {"status": status}, COLUMNS)
+    options = Namespace(results_dir=tmp_path)
+    assert run_all.too_large(turn(batch_sizes="32", precision="fp32"), options) is left_out
+    assert not run_all.too_large(turn(batch_sizes="32", precision="bf16"), options)
+
+
+def test_the_nearest_machines_are_named_with_their_ratio(tmp_path):
+    for machine, speed in (("A", 1.0), ("B", 2.0), ("C", 40.0)):
+        files.write_machine(tmp_path, machine, speed)
+    (line,) = neighbours(load_results(tmp_path), "A", most=1)
+    assert line == "A is 0.50 times as fast as B, over 7 experiments"
+
+
+def test_bad_usage_is_one_line():
+    done = subprocess.run(
+        [sys.executable, ROOT / "run_all.py", "--only=nothing"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
