@@ -4,7 +4,7 @@ RESULTS_DIR ?= results
 PY := .venv/bin/python
 READY := .venv/.installed
 
-.PHONY: env quickstart test lint style lock report check-results
+.PHONY: env quickstart test lint style lock report page check-results
 
 env: $(READY)
 
@@ -38,6 +38,10 @@ report: $(READY)
 		--output-dir=$(RESULTS_DIR) --output=report --log-level=ERROR --KernelManager.transport=ipc
 	@echo 'Charts: $(RESULTS_DIR)/*.png'
 	@echo 'Report: $(RESULTS_DIR)/report.html'
+
+# One file for all machines, to open or to put on any static host.
+page: $(READY)
+	$(PY) -m reporting.page $(RESULTS_DIR)
 
 check-results: $(READY)
 	$(PY) check_results.py $(RESULTS_DIR)

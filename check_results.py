@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_folder(results_dir: Path) -> tuple[int, list[str]]:
     """How many files there are, and a line for each problem in them."""
-    from reporting.tables import GEEKBENCH_FILE
+    from reporting.tables import GEEKBENCH_FILE, PRICES_FILE
 
     files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
     problems = []
@@ -71,6 +71,8 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
             found = check_selfcheck(path)
         elif path == results_dir / GEEKBENCH_FILE:
             found = check_geekbench(path)
+        elif path == results_dir / PRICES_FILE:
+            found = check_prices(path)
         else:
             found = check_results_file(path)
         problems += [problem if str(path) in problem else f"{path}: {problem}" for problem in found]
@@ -196,6 +198,14 @@ def check_geekbench(path: Path) -> list[str]:
     for column in [name for name in table.columns if name.endswith("_score")]:
         low = table[table[column] <= 0]
         problems += [f"{column} of {name} is not above 0" for name in low["machine"]]
+    return problems
+
+
+def check_prices(path: Path) -> list[str]:
+    from reporting.tables import read_prices
+
+    problems = []
+    read_prices(path, problems)
     return problems
 
 

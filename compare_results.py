@@ -45,7 +45,11 @@ def parse_arguments() -> argparse.Namespace:
     add("machines", nargs="*", metavar="MACHINE", help="two names, as --list shows them")
     add("--list", action="store_true", help="name the machines that have results")
     add("--loose", action="store_true", help="compare different configurations too, and say so")
-    add("--prices", type=prices, help='of both, "2000, 3200": adds the ratio of speed per price')
+    add(
+        "--prices",
+        type=prices,
+        help='of both, "2000, 3200", if not in prices.csv: adds the ratio of speed per price',
+    )
     add("--format", choices=["table", "csv", "markdown", "json"], default="table")
     add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
     options = parser.parse_args()
@@ -206,6 +210,14 @@ def verdict(row: dict) -> str:
 # Output
 
 
+def known_prices(results, a: str, b: str) -> tuple[float, float] | None:
+    """Prices of both machines in results/prices.csv, where they are in one currency."""
+    first, second = (results.prices.get(machine) for machine in (a, b))
+    if not first or not second or first["currency"] != second["currency"]:
+        return None
+    return first["price"], second["price"]
+
+
 def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None:
     import pandas as pd
 
@@ -273,6 +285,7 @@ def main() -> None:
             print(f"not compared: {line} (--loose compares it)", file=sys.stderr)
         if not compared:
             raise UserError(f"{a} and {b} measured nothing in common that can be compared")
+        options.prices = options.prices or known_prices(results, a, b)
         show(summarize(compared), a, b, options)
 
 

@@ -1,13 +1,15 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
-# dependencies = ["filelock", "matplotlib", "packaging", "pandas", "psutil", "scipy", "tqdm"]
+# dependencies = [
+#   "filelock", "matplotlib", "packaging", "pandas", "psutil", "scipy", "tqdm", "vl-convert-python",
+# ]
 # ///
 """How fast is this machine at all of it? Every experiment that it can run, in the time one has.
 
 Each script is started for one number at a time (`--max_seconds`), in rounds, so that heat and drift
 fall on all alike. What a start costs is learnt from the first ones; the rest of the time is divided
 among the numbers that still fit. A run that was cut short goes on where it was when it is started
-again with the same flags. Charts and a comparison with the nearest other machines come at the end.
+again with the same flags. Charts, the page, and how near other machines are come at the end.
 Every script can be run by hand, and for longer, at any time.
 
     python run_all.py --minutes=30
@@ -222,12 +224,14 @@ def state_path(options) -> Path:
 
 def show_results(options) -> None:
     from reporting.charts import draw_all
+    from reporting.page import write_page
     from reporting.speeds import neighbours
     from reporting.tables import load_results
 
     results = load_results(options.results_dir)
     pictures = draw_all(results, options.results_dir)
     print(f"\nCharts: {len(pictures)} of them, in {options.results_dir}")
+    print(f"Page: {write_page(results, options.results_dir)}")
     newest = [rows[-1] for e in find_experiments() if (rows := rows_of(e, options))]
     machine = max(newest, key=lambda row: row.get("started_at", ""))["machine"]
     print("\n".join(neighbours(results, machine, most=5)))

@@ -26,6 +26,7 @@ TEXTS = {
 DEFAULTS = {"precision": "fp32", "compile": False, "channels_last": False, "num_devices": 1}
 IN_WORDS = {"model": "{}", "precision": "{}", "compile": "compiled", "num_devices": "{:g} devices"}
 GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
+PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
 # What charts and comparisons need even where no file has it.
 ADDED = ["experiment", "protocol", "configuration", "label", "settings"]
@@ -40,6 +41,7 @@ class Results(NamedTuple):
     generations: pd.DataFrame  # one row per answer of a language model, and `source`
     geekbench: pd.DataFrame
     peaks: dict[str, dict[str, float]]  # machine -> precision -> measured peak in TFLOP/s
+    prices: dict[str, dict]  # machine -> price, currency, date, source
     problems: list[str]  # what could not be read, one line each
 
 
@@ -62,6 +64,7 @@ def load_results(results_dir: Path) -> Results:
             (generations if experiment.generations else measurements).extend(rows)
     geekbench = read_geekbench(results_dir / GEEKBENCH_FILE, problems)
     peaks = read_peaks(results_dir / "selfcheck", problems)
+    prices = read_prices(results_dir / PRICES_FILE, problems)
     name_unusual(measurements + generations)
     return Results(
         experiments,
@@ -69,6 +72,7 @@ def load_results(results_dir: Path) -> Results:
         table(generations, [*COLUMNS, *LLM_NEEDED, *ADDED]),
         geekbench,
         peaks,
+        prices,
         # Problems are shown in the report, which must not carry this machine's paths.
         [problem.replace(f"{results_dir}/", "") for problem in problems],
     )
@@ -296,6 +300,22 @@ def read_geekbench(path: Path, problems: list[str]) -> pd.DataFrame:
         problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
         rows = []
     return table(rows, ["machine", *sorted(GEEKBENCH_NUMBERS)])
+
+
+def read_prices(path: Path, problems: list[str]) -> dict[str, dict]:
+    """What machines cost: price (a number above 0), currency, date and source of each."""
+    prices = {}
+    try:
+        _, rows = read_rows(path)
+        for row in rows:
+            price = float(row["price"])
+            if not 0 < price < math.inf:
+                raise ValueError(f"price of {row['machine']} is {row['price']}")
+            about = {name: row[name] for name in ("currency", "date", "source")}
+            prices[row["machine"]] = {"price": price} | about
+    except (UnreadableResults, ValueError, KeyError) as error:
+        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    return prices
 
 
 def read_peaks(folder: Path, problems: list[str]) -> dict[str, dict[str, float]]:
