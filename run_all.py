@@ -54,6 +54,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--precisions", type=names_of(PRECISIONS), default="fp32", help='such as "fp32, bf16"')
     add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
+    add(
+        "--share", action="store_true", help="run nothing; bundle this machine's results to publish"
+    )
     add("--dry_run", action="store_true", help="show the plan, run nothing")
     return parser.parse_args()
 
@@ -232,15 +235,40 @@ def show_results(options) -> None:
     pictures = draw_all(results, options.results_dir)
     print(f"\nCharts: {len(pictures)} of them, in {options.results_dir}")
     print(f"Page: {write_page(results, options.results_dir)}")
+    print("\n".join(neighbours(results, newest_machine(options), most=5)))
+
+
+def newest_machine(options) -> str:
+    """The machine of the newest row.
+
+    Raises:
+        UserError: there is no row.
+    """
     newest = [rows[-1] for e in find_experiments() if (rows := rows_of(e, options))]
-    machine = max(newest, key=lambda row: row.get("started_at", ""))["machine"]
-    print("\n".join(neighbours(results, machine, most=5)))
+    if not newest:
+        raise UserError(f"--results_dir={options.results_dir}: no results there")
+    return max(newest, key=lambda row: row.get("started_at", ""))["machine"]
+
+
+def share(options) -> None:
+    """Check the results, and bundle those of this machine."""
+    from check_results import check_folder
+    from reporting.share import bundle
+
+    _, problems = check_folder(options.results_dir)
+    if problems:
+        raise UserError(f"--share: mend these first\n{chr(10).join(problems)}")
+    path = bundle(options.results_dir, options.machine_name or newest_machine(options))
+    print(f"Bundle: {path}\nUnpack it in a fork of the project, look at it, open a pull request.")
 
 
 def main() -> None:
     options = parse_arguments()
     with one_line_errors([], options.results_dir), only_benchmark("run_all") as alone:
         require_writable(options.results_dir)
+        if options.share:
+            share(options)
+            return
         if not alone:
             print("Note: another run_all.py is running: the two slow each other")
         experiments, left_out = choose_experiments(options)

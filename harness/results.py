@@ -117,13 +117,18 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
         rows.append({name: to_cell(value) for name, value in row.items()})
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            write_rows(file, header, rows)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     return path
+
+
+def write_rows(file, header: list[str], rows: list[dict[str, str]]) -> None:
+    """Header and rows as CSV into an open file; a cell that a row lacks is empty."""
+    writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def to_cell(value) -> str:
