@@ -54,9 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--precisions", type=names_of(PRECISIONS), default="fp32", help='such as "fp32, bf16"')
     add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
-    add(
-        "--share", action="store_true", help="run nothing; bundle this machine's results to publish"
-    )
+    add("--share", action="store_true", help="run nothing; bundle what this machine has measured")
     add("--dry_run", action="store_true", help="show the plan, run nothing")
     return parser.parse_args()
 
