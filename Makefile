@@ -17,19 +17,9 @@ $(READY): requirements.txt
 	$(PY) -m uv pip install --python $(PY) -r requirements.txt
 	@touch $@
 
-# All seven experiments, far too short for numbers to keep, and the charts of them. Batch sizes and
-# seconds are such that two processor cores need a few minutes.
-BRIEFLY := --data=synthetic --results_dir=quickstart
-TRAIN := --epochs=1 $(BRIEFLY)
+# Every experiment, far too short for numbers to keep, and the charts of them.
 quickstart: $(READY)
-	$(PY) pytorch_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes="32, 64" --max_seconds=5
-	$(PY) pytorch_test_computer_vision_food101.py $(TRAIN) --batch_sizes=4 --max_seconds=5
-	$(PY) pytorch_test_nlp.py $(TRAIN) --batch_sizes=4 --max_seconds=5
-	$(PY) tensorflow_test_computer_vision_cifar100.py $(TRAIN) --batch_sizes=32 --max_seconds=5
-	$(PY) tensorflow_test_computer_vision_food101.py $(TRAIN) --batch_sizes=4 --max_seconds=5
-	$(PY) tensorflow_test_nlp.py $(TRAIN) --batch_sizes=32 --max_seconds=5
-	$(PY) llama2_test.py $(BRIEFLY) --synthetic_model=tinyllama-1.1b --num_questions=1 \
-		--num_times_per_question=2 --max_tokens=32 --bench_repetitions=1
+	$(PY) run_all.py --minutes=8 --data=synthetic --results_dir=quickstart
 	@$(MAKE) --no-print-directory report RESULTS_DIR=quickstart
 
 # The notebook, run from top to bottom: charts into $(RESULTS_DIR), and a page that shows them all.
