@@ -51,7 +51,9 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     if experiment.epochs:
         add("--epochs", type=whole_number, default=experiment.epochs, help="default: %(default)s")
     for varied in experiment.varied:
-        kind = names_of(varied.choices) if varied.choices else whole_numbers
+        kind = whole_numbers
+        if varied.choices:
+            kind = names_of(varied.choices, varied.numbers)
         add(f"--{varied.flag}", type=kind, default=varied.default,
             help='comma-separated, walked in this order; default: "%(default)s"')  # fmt: skip
     if experiment.epochs:

@@ -19,13 +19,17 @@ def whole_numbers(text: str) -> list[int]:
         raise ArgumentTypeError(f"{text!r} is not a list of {form}") from None
 
 
-def names_of(choices: tuple[str, ...]):
-    """A function that reads names separated by commas, each one of `choices`."""
+def names_of(choices: tuple[str, ...], numbers: bool = False):
+    """A function that reads names separated by commas, each one of `choices` or, with `numbers`,
+    a whole number from 1 on."""
 
     def names(text: str) -> list[str]:
         found = [part.strip() for part in text.split(",")]
-        if not set(found) <= set(choices):
-            known = f"names separated by commas, of {', '.join(choices)}"
+        others = set(found) - set(choices)
+        if numbers:
+            others = {part for part in others if not re.fullmatch("[1-9][0-9]*", part)}
+        if others:
+            known = f"{'numbers and ' * numbers}names separated by commas, of {', '.join(choices)}"
             raise ArgumentTypeError(f"{text!r} is not a list of {known}")
         return found
 

@@ -19,6 +19,7 @@ class Varied:
     label: str  # a value in a table, such as "batch {}"
     axis: str  # what a chart's axis says, such as "batch size"
     choices: tuple[str, ...] = ()  # names; whole numbers where there are none
+    numbers: bool = False  # whole numbers beside the names; then columns hold both as text
     in_label: bool = False  # in charts part of a bar's name, instead of a panel of its own
 
     def named(self, value) -> str:

@@ -114,6 +114,25 @@ def output_of(*command: str) -> str:
         return ""
 
 
+def nvidia_card(index: int = 0) -> tuple[str, int] | None:
+    """Name and bytes of the NVIDIA card that CUDA calls `index`; None where there is none.
+
+    CUDA counts as nvidia-smi does where CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = [str(index)] * (index + 1) if visible is None else visible.split(",")
+    if index >= len(cards):
+        return None
+    query = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    return parse_card(output_of("nvidia-smi", f"--id={cards[index].strip()}", *query))
+
+
+def parse_card(report: str) -> tuple[str, int] | None:
+    """Name and bytes in the line `name, MiB` of nvidia-smi; None in an error of it."""
+    found = re.fullmatch(r"(.+), (\d+)\s*", report)
+    return found and (found[1], int(found[2]) * 2**20)
+
+
 def other_load(seconds: float = 1.0) -> tuple[float, str | None]:
     """How busy other programs keep the processor, in percent of all cores, and the busiest one."""
     others = [process for process in psutil.process_iter() if process.pid != os.getpid()]

@@ -77,6 +77,8 @@ def _outcome_of_exit_code(code: int) -> dict:
 
 
 OUT_OF_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
+# TensorFlow's OpError: what XLA compiled says so in an InternalError.
+SAY_SO_IN_WORDS = {"RuntimeError", "OSError", "OpError", "XGBoostError", "LightGBMError"}
 OUT_OF_MEMORY_WORDS = re.compile(
     r"out of memory|Invalid buffer size|can't allocate memory|bad_alloc|Cannot allocate memory"
     r"|CUBLAS_STATUS_ALLOC_FAILED|failed to allocate memory",
@@ -90,7 +92,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or bool(names & OUT_OF_MEMORY_NAMES)
-        # TensorFlow's OpError: what XLA compiled says so in an InternalError.
-        or bool(names & {"RuntimeError", "OSError", "OpError"})
+        or bool(names & SAY_SO_IN_WORDS)
         and OUT_OF_MEMORY_WORDS.search(str(error)) is not None
     )

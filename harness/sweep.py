@@ -76,7 +76,9 @@ def measured_rows(
     too_large = {}
     measured_before = False
     walk = points(experiment, options)
-    for round_, point in tqdm(walk, desc="sweep", unit=f" {size.axis}s", disable=None):
+    for round_, point in tqdm(
+        walk, desc="sweep", unit=f" {size.flag.replace('_', ' ')}", disable=None
+    ):
         *kind, value = point.values()
         limit = too_large.get(tuple(kind))
         if limit is not None and value >= limit:

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
-    walked = [(v.axis, getattr(options, v.flag)) for v in experiment.varied]
-    lists = "; ".join(f"{axis}s {', '.join(map(str, values))}" for axis, values in walked)
+    walked = [(v.flag.replace("_", " "), getattr(options, v.flag)) for v in experiment.varied]
+    lists = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in walked)
     print(
         f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
     )
@@ -53,9 +53,14 @@ def report(experiment, row: dict) -> None:
     speed = experiment.speeds[0]
     rate = row.get("samples_per_second")
     rate = f", {rate:,.1f} samples/s" if rate else ""
-    tqdm.write(f"{name}: {row[speed.column]:,.2f} {speed.unit}{rate}")
+    tqdm.write(f"{name}: {digits(row[speed.column])} {speed.unit}{rate}")
     for verdict in verdicts(row):
         tqdm.write(f"    {verdict}")
+
+
+def digits(number: float) -> str:
+    """Two decimals, or three digits where that says nothing."""
+    return f"{number:,.2f}" if abs(number) >= 1 or not number else f"{number:.3g}"
 
 
 def verdicts(row: dict) -> list[str]:
@@ -110,5 +115,5 @@ def summarize(experiment, rows: list[dict], path: Path) -> None:
     }
     table = pd.DataFrame(rows)
     table = table[[name for name in shown if name in table]].rename(columns=shown)
-    print("\n" + table.to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+    print("\n" + table.to_string(index=False, na_rep="", float_format=digits))
     print(f"\nResults: {path}")

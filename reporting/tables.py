@@ -65,7 +65,7 @@ def load_results(results_dir: Path) -> Results:
     geekbench = read_geekbench(results_dir / GEEKBENCH_FILE, problems)
     peaks = read_peaks(results_dir / "selfcheck", problems)
     prices = read_prices(results_dir / PRICES_FILE, problems)
-    name_unusual(measurements + generations)
+    name_unusual(measurements + generations, experiments)
     return Results(
         experiments,
         table(measurements, [*COLUMNS, *ADDED]),
@@ -215,19 +215,21 @@ def in_words(settings: dict, defaults: dict) -> str:
     return " ".join(parts)
 
 
-def name_unusual(rows: list[dict]) -> None:
+def name_unusual(rows: list[dict], experiments: dict[str, Experiment]) -> None:
     """Name, in a row's configuration, the device and the threads that are not its machine's usual.
 
     A GPU is the usual device of a machine that has rows of one; the usual number of threads is
-    that of its cores where there is such a row, else the largest.
+    that of its cores where there is such a row, else the largest. Threads that an experiment
+    varies are named already.
     """
     groups = {}
     for row in rows:
         if row["protocol"] == OURS:
             groups.setdefault((row["experiment"], row["machine"]), []).append(row)
-    for group in groups.values():
+    for (chart, _), group in groups.items():
+        varied = {varied.column for varied in experiments[chart].varied}
         on_gpu = any(kind_of_device(row) not in ("cpu", None) for row in group)
-        for column in ("threads", "n_threads"):
+        for column in {"threads", "n_threads"} - varied:
             counts = {row[column] for row in group if row.get(column, math.nan) > 0}
             cores = {row.get("cpu_cores") for row in group}
             usual = max(counts & cores or counts, default=None)

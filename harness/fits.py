@@ -1,0 +1,179 @@
+"""A model that is fitted as a whole, not step by step: fits repeated, their mean and interval.
+
+Imports no framework. A fit's work is the same in every repetition, so that the spread of its
+seconds is that of the machine.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+import harness.machine
+from harness.clock import relative_spread
+from harness.experiment import Varied
+from harness.process import UsageError
+from harness.results import MACHINE_COLUMNS
+
+FITS = 5  # where --max_seconds does not say how long
+PREDICT_SECONDS, LEAST_PREDICTIONS = 2.0, 3
+WARM_UP_ROWS = 1000
+# OpenMP, OpenBLAS, Apple's Accelerate.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+THREADS = Varied(
+    "threads", "threads", "all", "{} threads", "threads", choices=("all",), numbers=True,
+    in_label=True,
+)  # fmt: skip
+ROWS = Varied("rows", "rows", "100_000, 1_000_000", "{:,} rows", "rows")
+# What the rows of all such experiments end with.
+COLUMNS = (
+    "auc",
+    "fits",
+    "sustained_ratio",
+    "peak_memory_gb",
+    "swap_written_gb",
+    "energy_joules_per_fit",
+    "average_power_watts",
+    "threads_used",
+    "status",
+    "error",
+    "data",
+    *MACHINE_COLUMNS,
+)
+
+
+def thread_count(threads: str) -> int:
+    """`all` is every core that this process may use.
+
+    Raises:
+        UsageError: there are not that many.
+    """
+    cores = harness.machine.usable_cores()
+    count = cores if threads == "all" else int(threads)
+    if count > cores:
+        raise UsageError(f"--threads={count}: this process may use {cores} cores; or take all")
+    return count
+
+
+def require_threads(walked: list[str]) -> None:
+    """Raises UsageError where one of `--threads` is more than this process may use."""
+    for threads in walked:
+        thread_count(threads)
+
+
+def use_threads(threads: str) -> int:
+    """Hold OpenMP and BLAS to so many threads; returns their number.
+
+    Call it before these libraries load, because they read this once. scikit-learn leaves out the
+    second thread of a core unless it is told so here.
+    """
+    count = thread_count(threads)
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(count))
+    return count
+
+
+def facts(framework: str, card: tuple[str, int] | None = None) -> dict:
+    """The machine columns of a row.
+
+    Args:
+        card: name and bytes of the NVIDIA card that computes; None on the CPU.
+    """
+    machine = harness.machine.machine_facts()
+    kind, (name, size) = ("cuda", card) if card else ("cpu", (None, None))
+    return {
+        **machine,
+        "device": f"{kind} ({name})" if name else kind,
+        "machine": harness.machine.machine_tag(machine, kind, name, size),
+        "framework": framework,
+    }
+
+
+def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | None, energy=None):
+    """Fit again and again, then predict again and again.
+
+    One fit on few rows goes before, unmeasured: the first of a process starts the threads. Every
+    fit that began within `max_seconds` is finished and counts, so that there is one at least.
+
+    Args:
+        fit: `fit(features, labels)`: the model, and the seconds of each of its parts by column.
+        predict: `predict(model, features)`: what is predicted.
+        table: a `harness.airline.Table`.
+        max_seconds: None makes FITS fits.
+        energy: a `harness.energy.EnergyMeter` of the device, or None.
+
+    Returns:
+        The measured columns of a row, the last model, and what it predicts of the held-out rows.
+    """
+    fit(table.features[:WARM_UP_ROWS], table.labels[:WARM_UP_ROWS])
+    parts, model = [], None
+    bar = tqdm(desc=f"{len(table.labels):,} rows", unit=" fits", position=1, leave=False,
+               disable=None)  # fmt: skip
+    if energy:
+        energy.begin()
+    start = time.perf_counter()
+    while not enough(len(parts), seconds := time.perf_counter() - start, max_seconds):
+        model = None  # its memory is free before the next one is made
+        model, taken = fit(table.features, table.labels)
+        parts.append(taken)
+        bar.update()
+    joules = energy.end() if energy else None
+    bar.close()
+    row = {"fits": len(parts), "peak_memory_gb": harness.machine.peak_resident_gb()}
+    for name in parts[0]:
+        row |= mean_columns(name, [taken[name] for taken in parts])
+    row["sustained_ratio"] = sustained_ratio([taken["fit_seconds"] for taken in parts])
+    if joules:
+        row["energy_joules_per_fit"] = joules / len(parts)
+        row["average_power_watts"] = joules / seconds
+    limit = min(max_seconds or PREDICT_SECONDS, PREDICT_SECONDS)
+    predictions, taken = timed_predictions(lambda: predict(model, table.held_out_features), limit)
+    row |= mean_columns("predict_seconds", taken)
+    return row, model, predictions
+
+
+def enough(fits: int, seconds: float, max_seconds: float | None) -> bool:
+    return fits > 0 and seconds >= max_seconds if max_seconds else fits >= FITS
+
+
+def timed_predictions(predict: Callable, limit: float):
+    """What `predict` returns, and the seconds of its repetitions, the first left out.
+
+    Args:
+        limit: seconds after which it is not repeated; LEAST_PREDICTIONS are made anyway.
+    """
+    predictions = predict()
+    taken = []
+    while len(taken) < LEAST_PREDICTIONS or sum(taken) < limit:
+        start = time.perf_counter()
+        predict()
+        taken.append(time.perf_counter() - start)
+    return predictions, taken
+
+
+def mean_columns(name: str, values: list[float]) -> dict:
+    """Mean and half-width of its 95 % interval, as `harness.clock.steady_rate` understands it.
+
+    Student's t times the standard deviation, not divided by the root of their number. None with
+    a single value.
+    """
+    mean, half_width = statistics.fmean(values), None
+    if len(values) > 1:
+        from scipy.special import stdtrit  # scipy.stats takes a second more to import
+
+        half_width = mean * relative_spread(values) * float(stdtrit(len(values) - 1, 0.975))
+    return {name: mean, f"{name}_ci95": half_width}
+
+
+def rate_columns(name: str, work: float, row: dict, seconds: str) -> dict:
+    """`work` per second with its interval, from a row's column of seconds."""
+    rate, half_width = work / row[seconds], row[f"{seconds}_ci95"]
+    return {name: rate, f"{name}_ci95": rate * half_width / row[seconds] if half_width else None}
+
+
+def sustained_ratio(seconds: list[float]) -> float | None:
+    """Speed of the last third of the fits over the first third; None with fewer than three."""
+    third = len(seconds) // 3
+    return sum(seconds[:third]) / sum(seconds[-third:]) if third else None

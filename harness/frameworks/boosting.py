@@ -1,0 +1,64 @@
+"""The device that boosted trees are trained on, found without a framework, and proven."""
+
+import importlib
+import importlib.util
+import json
+import os
+
+import harness.machine
+from harness import fits
+from harness.data import choose_data
+from harness.process import UsageError
+
+
+def prepare(options, fetch) -> dict:
+    """Settle device and data once per sweep; returns the columns that all rows share.
+
+    Args:
+        fetch: `fetch(options)` brings the real data; raises DataUnreachable where it cannot.
+    """
+    device = choose_device(options)
+    fits.require_threads(options.threads)
+    data = choose_data(options.data, lambda: fetch(options))
+    card = harness.machine.nvidia_card(card_number(device)) if device != "cpu" else None
+    # Asked of the module, because the package may be called xgboost-cpu.
+    version = importlib.import_module(options.library).__version__
+    framework = f"{options.library} {version}"
+    return fits.facts(framework, card) | {"data": data}
+
+
+def choose_device(options) -> str:
+    """`cuda` or `cpu` for `auto`; else the device of that name.
+
+    Raises:
+        UsageError: the library has none of that kind, or the machine has not.
+    """
+    if options.library == "lightgbm":
+        if importlib.util.find_spec("lightgbm") is None:
+            raise UsageError("--library=lightgbm: python -m pip install lightgbm")
+        if options.device not in ("auto", "cpu"):
+            raise UsageError(f"--device={options.device}: LightGBM is measured on the CPU")
+        return "cpu"
+    # Cards are numbered as nvidia-smi does, which names them.
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    import xgboost
+
+    if options.device == "mps":
+        raise UsageError("--device=mps: XGBoost does not use Apple's GPU; take cpu")
+    has_card = harness.machine.nvidia_card(card_number(options.device)) is not None
+    if options.device == "auto":
+        return "cuda" if has_card and xgboost.build_info()["USE_CUDA"] else "cpu"
+    if options.device != "cpu" and not has_card:
+        raise UsageError(f"--device={options.device}: nvidia-smi shows no such card here")
+    return options.device
+
+
+def card_number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+def require_device(model, device: str) -> None:
+    """Raises RuntimeError unless it was trained on `device`; XGBoost only warns of another."""
+    used = json.loads(model.save_config())["learner"]["generic_param"]["device"]
+    if used.partition(":")[0] != device.partition(":")[0]:
+        raise RuntimeError(f"XGBoost trained on {used}, not on {device}: a build without CUDA?")
