@@ -13,6 +13,10 @@ from filelock import FileLock
 # What every row ends with, the LLM's too.
 MACHINE_COLUMNS = [
     "device",
+    "num_devices",
+    "threads",
+    "gpu_power_limit_watts",
+    "thermal_state",
     "machine",
     "chip",
     "cpu_cores",
