@@ -8,8 +8,8 @@
 """How fast does this machine train a ResNet50 on Food101 with PyTorch?
 
 Inside the clock: reading JPEG files, decoding and resizing them to 224x224 in worker processes (one
-per CPU core, at most 16), moving a batch to the device, forward and backward pass, Adam's update. Outside:
-imports, download, building the model, evaluation (there is none).
+per CPU core, at most 16), moving a batch to the device, forward and backward pass, Adam's update.
+Outside: imports, download, building the model, evaluation (there is none).
 Model: torchvision's ResNet50 with 101 classes, untrained. Data: 75,750 photographs of up to 512x512
 pixels, 3.8 GB to download and twice that on disk once unpacked. The synthetic twin repeats 512
 pictures that cost the same to decode, and reads them from memory.

@@ -16,6 +16,7 @@ from harness.process import UserError, tell
 from harness.terminal import duration
 
 STALLED_SECONDS = 30.0  # without a byte, after which a connection is given up
+BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 ATTEMPTS = 5  # to go on with a download that brought nothing more in between
 SLOW_SECONDS = 600.0  # left of a download, beyond which that is said
 
@@ -163,13 +164,8 @@ def fetch_all(url: str, partial: Path) -> None:
                 if fetch_rest(url, partial, before, bar):
                     return
                 problem = "the server ended it too early"
-            except (
-                urllib.error.URLError,
-                http.client.HTTPException,
-                ConnectionError,
-                TimeoutError,
-            ) as e:
-                problem = str(e)
+            except BROKEN_OFF as error:
+                problem = str(error)
             after = partial.stat().st_size if partial.exists() else 0
             failures = 0 if after > before else failures + 1
             time.sleep(failures)

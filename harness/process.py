@@ -88,6 +88,7 @@ def _listen(receiver, process, progress: Callable, patience: float | None) -> di
         else:
             silent += LISTEN_SECONDS
             progress(None)
+    _end(process)
     return dict(status="killed", error=f"hung: ended after {patience / 60:.0f} minutes of silence")
 
 
