@@ -97,6 +97,7 @@ def _end(process) -> None:
     if process.is_alive():
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
+        process.join()
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
