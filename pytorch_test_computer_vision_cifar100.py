@@ -13,8 +13,6 @@ Model: torchvision's ResNet50 with 100 classes, untrained. Data: 50,000 images o
     python pytorch_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32"
 """
 
-from urllib.error import URLError
-
 import harness.data
 import utils
 
@@ -54,20 +52,14 @@ def fetch(options) -> None:
     """Bring CIFAR100 into the data directory and check it."""
     from torchvision.datasets import CIFAR100
 
-    archive = options.data_dir / CIFAR100.filename
     try:
         CIFAR100(options.data_dir)
         return
     except RuntimeError:
-        pass  # not there, or damaged: torchvision fetches it again
-    if not archive.exists():
-        harness.data.require_reachable(CIFAR100.url)
+        pass  # not there, or its files are damaged
+    archive = harness.data.download(CIFAR100.url, CIFAR100.tgz_md5, options.data_dir)
     try:
-        CIFAR100(options.data_dir, download=True)
-    except (ConnectionError, TimeoutError, URLError) as error:
-        raise harness.data.DataUnreachable(
-            f"the download of {CIFAR100.url} broke off ({error})"
-        ) from None
+        CIFAR100(options.data_dir, download=True)  # unpacks the archive that is there
     except (OSError, RuntimeError) as error:
         raise harness.data.unreadable("CIFAR100", error, archive, options.data_dir) from None
 

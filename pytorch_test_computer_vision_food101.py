@@ -8,14 +8,18 @@
 """How fast does this machine train a ResNet50 on Food101 with PyTorch?
 
 Inside the clock: reading JPEG files, decoding and resizing them to 224x224 in worker processes (one
-per CPU core), moving a batch to the device, forward and backward pass, Adam's update. Outside:
-imports, download, building the model, evaluation (there is none).
+per CPU core, at most 16), moving a batch to the device, forward and backward pass, Adam's update.
+Outside: imports, download, building the model, evaluation (there is none).
 Model: torchvision's ResNet50 with 101 classes, untrained. Data: 75,750 photographs of up to 512x512
 pixels, 3.8 GB to download and twice that on disk once unpacked. The synthetic twin repeats 512
 pictures that cost the same to decode, and reads them from memory.
 
     python pytorch_test_computer_vision_food101.py --epochs=1 --batch_sizes="32"
 """
+
+import math
+import shutil
+from pathlib import Path
 
 import harness.data
 import harness.machine
@@ -39,6 +43,11 @@ EXPERIMENT = utils.Experiment(
     extra_columns=("loader_workers",),
 )
 NUM_CLASSES = 101
+# Sixteen decode some 25,000 photographs a second, several times what the fastest card trains on;
+# more would only take memory from it.
+MOST_WORKERS = 16
+PREFETCHED_BATCHES = 2  # of each worker
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes share
 
 
 def food101(options):
@@ -88,6 +97,34 @@ def load_data(options):
     return dataset.with_format("arrow")
 
 
+def count_workers() -> int:
+    return min(harness.machine.usable_cores(), MOST_WORKERS)
+
+
+def ring_shape(batch_size: int) -> tuple[int, ...]:
+    """Of the memory that workers write into: worker, slot, picture, rows, columns, channels.
+
+    NHWC, the order in which pictures are decoded. One slot for each prefetched batch, and one for
+    the batch that is trained on meanwhile.
+    """
+    size = EXPERIMENT.input_size
+    return (count_workers(), PREFETCHED_BATCHES + 1, batch_size, size, size, 3)
+
+
+def require_shared_memory(batch_size: int) -> None:
+    """Raises UserError unless that memory has room for the workers' batches.
+
+    A container has 64 MB of it, unless it is told otherwise.
+    """
+    needed = math.prod(ring_shape(batch_size))
+    if SHARED_MEMORY.exists() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
+        raise utils.UserError(
+            f"--batch_sizes: batch size {batch_size} needs {needed / 1e6:.0f} MB of shared memory "
+            f"for {count_workers()} workers, and {SHARED_MEMORY} has {free / 1e6:.0f} MB; start "
+            f"the container with --shm-size={math.ceil(needed / 1e9)}g or --ipc=host"
+        )
+
+
 def make_loader(dataset, batch_size: int, device):
     """Shuffled batches, each read and decoded by one of as many workers as there are CPU cores.
 
@@ -110,18 +147,15 @@ def make_loader(dataset, batch_size: int, device):
                     images, labels = images.pin_memory(), labels.pin_memory()
                 yield images.permute(0, 3, 1, 2), labels
 
-    workers, prefetched = harness.machine.usable_cores(), 2
-    # NHWC, the order in which pictures are decoded. One slot for each prefetched batch, and one for
-    # the batch that is trained on meanwhile.
-    shape = (workers, prefetched + 1, batch_size, EXPERIMENT.input_size, EXPERIMENT.input_size, 3)
-    ring = torch.empty(shape, dtype=torch.uint8).share_memory_()
+    require_shared_memory(batch_size)
+    ring = torch.empty(ring_shape(batch_size), dtype=torch.uint8).share_memory_()
     return Batches(
         dataset,
         # Whole batches are fetched at once, as one table each.
         batch_size=None,
         sampler=BatchSampler(RandomSampler(dataset), batch_size, drop_last=False),
-        num_workers=workers,
-        prefetch_factor=prefetched,
+        num_workers=count_workers(),
+        prefetch_factor=PREFETCHED_BATCHES,
         collate_fn=partial(decode_batch, ring, itertools.count()),
         persistent_workers=True,
     )
@@ -158,6 +192,7 @@ def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
     from harness.frameworks import pytorch
 
+    require_shared_memory(max(options.batch_sizes))
     return pytorch.prepare(options, food101)
 
 

@@ -38,6 +38,7 @@ from reporting.experiments import ROOT, find_experiments, script_of
 
 PICTURES = 20.0  # seconds kept for charts and comparison
 LOOK = 120.0  # with less than so many seconds for each experiment, each has its quick look only
+INTERRUPTED = (129, 130, 143)  # exit codes of a script that a signal ended: HUP, INT, TERM
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -160,7 +161,7 @@ def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
             started = datetime.now(UTC).replace(microsecond=0)
             began = time.monotonic()
             code = run(turn, steady, shared | device, options.results_dir / "run_all.log")
-            if code == 130:
+            if code in INTERRUPTED:
                 raise KeyboardInterrupt
             budget.learn(turn, time.monotonic() - began - steady)
             tqdm.write(f"{turn.name}: {outcome(turn, started, options, code)}")

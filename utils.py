@@ -17,6 +17,7 @@ from harness.arguments import (
     whole_number,
     whole_numbers,
 )
+from harness.awake import stay_awake
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.machine import other_load
 from harness.process import UsageError, UserError
@@ -25,6 +26,7 @@ from harness.startup import (
     one_line_errors,
     only_benchmark,
     raise_open_files_limit,
+    require_saving,
     require_writable,
 )
 from harness.sweep import failed, find_max_batch_size, measured_rows, save, settle
@@ -103,12 +105,14 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
             settled it.
     """
     options = parse_arguments(experiment)
-    rows = []
+    rows, files = [], []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        stay_awake()
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)
         path = experiment.results_path(options.results_dir, facts["machine"])
+        require_saving(path)
         _, saved = read_rows(path)
         facts["other_load_percent"], busiest = other_load()
         facts["other_benchmark_running"] = not alone
@@ -117,7 +121,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
         for row in measured_rows(experiment, options, facts, measure, saved):
             rows.append(row)
-            save(path, row, experiment.columns)
+            files.append(save(path, row, experiment.columns))
             report(experiment, row)
-        summarize(experiment, rows, path)
-    sys.exit(any(failed(row) for row in rows))
+        summarize(experiment, rows, [file for file in dict.fromkeys(files) if file])
+    sys.exit(any(failed(row) for row in rows) or any(file != path for file in files))

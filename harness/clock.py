@@ -13,10 +13,14 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from harness.awake import Pauses
+from harness.process import tell
+
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
 PROBE_SECONDS = 5.0  # length of the device-only probe
 PARTS = 20  # of a run, whose spread is its interval
+SUSPENDED = "suspended"  # the mark of a row whose run stood still
 
 
 class Window(NamedTuple):
@@ -27,6 +31,7 @@ class Window(NamedTuple):
     work: int  # what the steps' time is proportional to: samples, or the padded tokens of texts
     seconds: float
     whole: bool  # False when a smaller, last batch of an epoch is among the steps
+    paused: bool = False  # the process stood still meanwhile, or the machine slept
 
     @property
     def rate(self) -> float:
@@ -46,6 +51,9 @@ class Clock:
         energy: a `harness.energy.EnergyMeter` of the device, or None.
         warmup_steps: steps after the first one that the steady rate leaves out.
         now: the host's clock, in seconds.
+        watch: a `harness.disturbance.Watch` of the machine, or None.
+
+    Windows in which the run stood still (Ctrl-Z, sleep) are left out of every rate.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Clock:
         energy=None,
         warmup_steps: int = WARMUP_STEPS,
         now: Callable[[], float] = time.perf_counter,
+        watch=None,
     ):
         self.batch_size = batch_size
         self.samples_per_epoch = samples_per_epoch
@@ -67,6 +76,9 @@ class Clock:
         self.energy = energy
         self.warmup_steps = warmup_steps
         self.now = now
+        self.watch = watch
+        self.pauses = Pauses()
+        self.paused = False
         self.steps = 0
         self.samples = 0
         self.work = 0
@@ -78,10 +90,11 @@ class Clock:
 
     def start(self, label: str | None = None) -> None:
         """Begin timing; call it right before the first batch is loaded."""
+        self.label = label or f"batch size {self.batch_size}"
         timed = "{l_bar}{bar}| {n:.1f}/{total:.1f} s{postfix}" if self.max_seconds else None
         self.bar = tqdm(
             total=self.max_seconds or self.samples_per_epoch * self.epochs,
-            desc=label or f"batch size {self.batch_size}",
+            desc=self.label,
             unit=" samples",
             unit_scale=not self.max_seconds,
             bar_format=timed,
@@ -89,7 +102,9 @@ class Clock:
             leave=False,
             disable=None,
         )
+        self._say("first step")
         self.synchronize()
+        self.pauses.since_last()
         self.start_time = self.now()
         self._open_window(self.start_time)
 
@@ -106,26 +121,52 @@ class Clock:
         self._window_steps += 1
         self._window_samples += samples
         self._window_work += work
-        if self.first_step_seconds is None:
-            self.first_step_seconds = self._close_window().seconds
+        if self.steps == 1:
+            window = self._close_window()
+            self.first_step_seconds = None if window.paused else window.seconds
             self._first_samples = samples
+            self._say(f"warming up, the first step took {window.seconds:.1f} s")
         elif self.steady_start is None:
             if self.steps > self.warmup_steps:
-                self._close_window()
-                self._warmup_samples = self.samples
-                if self.energy:
-                    self.energy.begin()
-                    self._open_window(self.now())
-                self.steady_start = self._window_start
+                self._begin_steady()
+            else:
+                self._say(f"warming up, step {self.steps}")
         elif self.now() - self._window_start >= WINDOW_SECONDS:
-            window = self._close_window()
-            self.windows.append(window)
-            elapsed = self._window_start - self.steady_start
-            self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
-            done = min(elapsed, self.max_seconds) if self.max_seconds else self.samples
-            self.bar.update(done - self.bar.n)
-            return self.max_seconds is not None and elapsed >= self.max_seconds
+            return self._end_window()
         return False
+
+    def _begin_steady(self) -> None:
+        """End the warm-up; what begins here is what rates are made of."""
+        rate = self._close_window().rate
+        self._warmup_samples = self.samples
+        if self.watch:
+            self.watch.begin()
+        if self.energy:
+            self.energy.begin()
+        self._open_window(self.now())
+        self.steady_start = self._window_start
+        seconds = (self.samples_per_epoch * self.epochs - self.samples) / rate
+        self._say(f"{rate:,.1f} samples/s", max(0.0, min(seconds, self.max_seconds or seconds)))
+
+    def _end_window(self) -> bool:
+        """Keep the window; True when the time is up."""
+        window = self._close_window()
+        if window.paused:
+            self.steady_start += window.seconds
+        else:
+            self.windows.append(window)
+        elapsed = self._window_start - self.steady_start
+        done = min(elapsed, self.max_seconds) if self.max_seconds else self.samples
+        self.bar.update(done - self.bar.n)
+        percent = 100 * done / self.bar.total
+        self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
+        tell(f"{self.label}: {percent:.0f} % done, {window.rate:,.1f} samples/s")
+        return self.max_seconds is not None and elapsed >= self.max_seconds
+
+    def _say(self, text: str, seconds_left: float | None = None) -> None:
+        """Show what the run is at, before there are windows: a first step may take minutes."""
+        self.bar.set_postfix_str(text)
+        tell(f"{self.label}: {text}", seconds_left)
 
     def stop(self) -> None:
         """End timing; call it right after the last step."""
@@ -135,18 +176,25 @@ class Clock:
         if self.energy and self.steady_start is not None:
             self.joules = self.energy.end()
             self.steady_seconds = end - self.steady_start
+        if self.watch and self.steady_start is not None:
+            self.watch.end()
         # A short rest is evidence only when there is no full window.
         if self.steady_start is not None and self._window_steps and not self.windows:
-            self.windows.append(self._close_window())
+            rest = self._close_window()
+            self.windows += [] if rest.paused else [rest]
+        self.paused |= self.pauses.since_last()
         self.bar.close()
 
     def measurement(self) -> dict:
         """The timing columns of a row: seconds and samples per second; None where unknown."""
         rate, rate_ci95 = steady_rate(self.windows)
-        extrapolated = self.samples < self.samples_per_epoch * self.epochs
+        # The whole time of a run that stood still says nothing, but the rate of the rest does.
+        stood_still = self.paused and rate is not None
+        extrapolated = stood_still or self.samples < self.samples_per_epoch * self.epochs
         if extrapolated:
             rest = self.samples_per_epoch * self.epochs - self._first_samples
-            seconds = self.first_step_seconds + rest / rate
+            first = self.first_step_seconds or self._first_samples / rate
+            seconds = first + rest / rate
         else:
             seconds = self.total_seconds
         epoch_seconds = seconds / self.epochs
@@ -161,7 +209,15 @@ class Clock:
             "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
             "steps_per_epoch": math.ceil(self.samples_per_epoch / self.batch_size),
             **self._energy_columns(),
+            **self._disturbance_columns(),
         }
+
+    def _disturbance_columns(self) -> dict:
+        """What else the machine did meanwhile, and what was unusual about the run itself."""
+        columns = self.watch.columns() if self.watch else {}
+        unusual = [SUSPENDED] if self.paused else []
+        unusual += filter(None, [columns.get("disturbance")])
+        return columns | {"disturbance": "; ".join(unusual) or None}
 
     def _energy_columns(self) -> dict:
         """Joules per sample and watts of the steady part; empty where nothing was read."""
@@ -182,12 +238,15 @@ class Clock:
     def _close_window(self) -> Window:
         self.synchronize()
         end = self.now()
+        paused = self.pauses.since_last()
+        self.paused |= paused
         window = Window(
             steps=self._window_steps,
             samples=self._window_samples,
             work=self._window_work,
             seconds=end - self._window_start,
             whole=self._window_samples == self._window_steps * self.batch_size,
+            paused=paused,
         )
         self._open_window(end)
         return window

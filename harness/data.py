@@ -1,8 +1,10 @@
 """Data sets and weights: fetched once, reused offline; synthetic where they cannot be reached."""
 
 import hashlib
+import http.client
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -10,7 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.process import UserError
+from harness.process import UserError, tell
+from harness.terminal import duration
+
+STALLED_SECONDS = 30.0  # without a byte, after which a connection is given up
+BROKEN_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+ATTEMPTS = 5  # to go on with a download that brought nothing more in between
+SLOW_SECONDS = 600.0  # left of a download, beyond which that is said
 
 
 class DataUnreachable(Exception):
@@ -26,7 +34,7 @@ def choose_data(data: str, fetch: Callable[[], None]) -> str:
     if data == "synthetic":
         return data
     # A download that stalls is a network failure too.
-    socket.setdefaulttimeout(30)
+    socket.setdefaulttimeout(STALLED_SECONDS)
     try:
         fetch()
     except DataUnreachable as error:
@@ -106,15 +114,18 @@ def from_hub(repo_id: str, repo_type: str, patterns: list[str], data_dir: Path) 
         raise DataUnreachable(f"the download of {repo_id} broke off ({problem})") from None
 
 
-def download(url: str, sha256: str | None, data_dir: Path) -> Path:
+def download(url: str, checksum: str | None, data_dir: Path) -> Path:
     """The file of `url` in `data_dir`, fetched once, with its check sum verified.
 
+    A download that broke off goes on where it was, in this run or the next.
+
     Args:
-        sha256: None where nobody publishes one; then the reader must see whether it is whole.
+        checksum: MD5 or SHA-256, as hexadecimal digits; None where nobody publishes one, and the
+            reader must see whether the file is whole.
 
     Raises:
-        DataUnreachable: the server does not answer, or breaks off.
-        UserError: it cannot be written to `data_dir`, or its check sum is wrong.
+        DataUnreachable: it is not there and cannot be fetched.
+        UserError: it is damaged, or cannot be written.
     """
     path = data_dir / url.rpartition("/")[2]
     try:
@@ -122,25 +133,83 @@ def download(url: str, sha256: str | None, data_dir: Path) -> Path:
             require_reachable(url)
             data_dir.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.part")
-            with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-
-                def progress(blocks: int, block_size: int, total: int):
-                    bar.total = total if total > 0 else None
-                    bar.update(blocks * block_size - bar.n)
-
-                urllib.request.urlretrieve(url, partial, progress)
+            fetch_all(url, partial)
             partial.rename(path)
+        if not checksum:
+            return path
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-        raise DataUnreachable(f"the download of {url} broke off ({error})") from None
+            algorithm = {32: "md5", 64: "sha256"}[len(checksum)]
+            found = hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise UserError(
             f"--data_dir={data_dir}: {path.name} cannot be put there ({error.strerror})"
         ) from None
-    if sha256 and found != sha256:
-        raise UserError(f"{path} is damaged (wrong check sum); delete it and try again")
+    if found != checksum:
+        raise UserError(
+            f"--data_dir={data_dir}: {path.name} is damaged (wrong check sum); delete {path} and "
+            "try again"
+        )
     return path
+
+
+def fetch_all(url: str, partial: Path) -> None:
+    """Fetch what `partial` lacks of the file of `url`, again when the connection breaks off.
+
+    Raises:
+        DataUnreachable: five attempts in a row brought nothing.
+        OSError: it cannot be written.
+    """
+    failures = 0
+    with tqdm(desc=url.rpartition("/")[2], unit="B", unit_scale=True, disable=None) as bar:
+        while failures < ATTEMPTS:
+            before = partial.stat().st_size if partial.exists() else 0
+            try:
+                if fetch_rest(url, partial, before, bar):
+                    return
+                problem = "the server ended it too early"
+            except BROKEN_OFF as error:
+                problem = str(error)
+            after = partial.stat().st_size if partial.exists() else 0
+            failures = 0 if after > before else failures + 1
+            time.sleep(failures)
+    raise DataUnreachable(
+        f"the download of {url} broke off at {after / 1e6:.0f} MB ({problem}); it goes on from "
+        "there next time"
+    )
+
+
+def fetch_rest(url: str, partial: Path, have: int, bar) -> bool:
+    """Fetch from byte `have` on; whether the file is whole then."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=STALLED_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left; the check sum tells whether it is the file
+            return True
+        raise
+    with answer, partial.open("ab" if answer.status == 206 else "wb") as file:
+        have = file.tell()
+        rest = answer.headers.get("Content-Length")
+        total = have + int(rest) if rest else None
+        bar.total, bar.n = total, have
+        began, first, said = time.monotonic(), have, False
+        while block := answer.read(1 << 16):
+            file.write(block)
+            have += len(block)
+            bar.update(len(block))
+            seconds = time.monotonic() - began
+            if total and seconds > 10:
+                rate = (have - first) / seconds
+                left = (total - have) / rate
+                pace = f"{rate / 1e6:.2f} MB/s, {duration(left)} left"
+                tell(f"{partial.stem}: {have / 1e6:.0f} of {total / 1e6:.0f} MB, {pace}")
+                if left > SLOW_SECONDS and not said:
+                    tqdm.write(
+                        f"{url} is slow: {pace}; --data=synthetic needs none of it, and what is "
+                        "here already is kept"
+                    )
+                    said = True
+    return total is None or have == total
 
 
 def unreadable(what: str, error: Exception, remains: Path, data_dir: Path) -> UserError:

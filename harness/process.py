@@ -1,12 +1,23 @@
 """A function in a process of its own, and how it ended: done, out of memory, killed or failed."""
 
+import contextlib
 import multiprocessing
 import os
-import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
+
+import psutil
+
+from harness.awake import count_stops
+from harness.endings import LastLines, is_out_of_memory, outcome_of_exit_code
+
+LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
+LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
+# A killed process leaves semaphores, which the tracker removes; that it does so is no news.
+TRACKER_WARNING = "ignore:resource_tracker"
 
 
 class UserError(Exception):
@@ -21,33 +32,105 @@ class UsageError(UserError):
     exit_code = 2
 
 
-def run_in_fresh_process(function: Callable, *arguments) -> dict:
+def run_in_fresh_process(
+    function: Callable,
+    *arguments,
+    progress: Callable[[tuple | None], None] = lambda message: None,
+    patience: float | None = None,
+) -> dict:
     """Call a top-level function in a spawned process; returns how it ended.
 
     Keys: `status`, then `value`, or `error` (one line) and for an exception `details`.
     Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
+
+    Args:
+        progress: called with what the function tells (see `tell`), and with None every few seconds
+            in which it tells nothing.
+        patience: seconds without a word after which the process hangs, and is ended; time in which
+            this process itself was stopped or asleep does not count.
     """
+    if TRACKER_WARNING not in sys.warnoptions:
+        sys.warnoptions.append(TRACKER_WARNING)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, arguments))
+    said, standard_error = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, standard_error, function, arguments))
     process.start()
     sender.close()
+    standard_error.close()
+    last_lines = LastLines(said)
     try:
-        outcome = receiver.recv()
-        process.join()
+        outcome = _listen(receiver, process, progress, patience)
+        process.join(LEAVE_SECONDS)
     except EOFError:
         process.join()
-        outcome = _outcome_of_exit_code(process.exitcode)
+        outcome = outcome_of_exit_code(process.exitcode, last_lines.lines())
     finally:
-        process.kill()
+        _end(process)
         receiver.close()
     return outcome
 
 
-def _call(sender, function: Callable, arguments: tuple) -> None:
-    # Ctrl-C is the parent's to handle; and a parent that was killed leaves no orphan at work.
+def _listen(receiver, process, progress: Callable, patience: float | None) -> dict:
+    """The outcome that a process sends; raises EOFError when it ends without one."""
+    silent = 0.0
+    while patience is None or silent < patience:
+        # Whoever outlives the process may hold the pipe open, so that it does not end by itself.
+        alive = process.is_alive()
+        if receiver.poll(LISTEN_SECONDS if alive else 0):
+            message = receiver.recv()
+            if isinstance(message, dict):
+                return message
+            silent = 0.0
+            progress(message)
+        elif not alive:
+            raise EOFError
+        else:
+            silent += LISTEN_SECONDS
+            progress(None)
+    _end(process)
+    return dict(status="killed", error=f"hung: ended after {patience / 60:.0f} minutes of silence")
+
+
+def _end(process) -> None:
+    """Kill a process that is still there, and what it started, which would go on without it."""
+    if process.is_alive():
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.join()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
+# In the process itself
+
+_parent = None  # the pipe to the process that waits
+
+
+def tell(text: str, seconds_left: float | None = None) -> None:
+    """Say to the waiting process that, and how, the work goes on; nothing where none waits.
+
+    Args:
+        text: such as `first step`.
+        seconds_left: of the work, as far as that is known.
+    """
+    if _parent:
+        _parent.send((text, seconds_left))
+
+
+def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
+    global _parent
+    _parent = sender
+    # Ctrl-C, and a terminal that is closed, are the parent's to handle; and a parent that was
+    # killed leaves no orphan at work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    count_stops()
+    _hand_over(standard_error)
+    # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
         outcome = dict(status="ok", value=function(*arguments))
     except UserError as error:
@@ -60,38 +143,25 @@ def _call(sender, function: Callable, arguments: tuple) -> None:
         )
     sender.send(outcome)
     sender.close()
+    # What a library started and would be waited for at exit, though it never ends.
+    for process in multiprocessing.active_children():
+        if not process.daemon:
+            process.terminate()
+
+
+def _hand_over(standard_error) -> None:
+    """Let libraries write to the parent, which keeps their last lines, and Python to the terminal.
+
+    Progress bars see the terminal itself, and know its width.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    os.dup2(standard_error.fileno(), 2)
+    standard_error.close()
+    encoding = sys.stderr.encoding
+    sys.stderr = os.fdopen(terminal, "w", 1, encoding=encoding, errors="backslashreplace")
 
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _outcome_of_exit_code(code: int) -> dict:
-    if code >= 0:
-        return dict(status="error", error=f"the measuring process ended with exit code {code}")
-    name = signal.Signals(-code).name
-    # The system's out-of-memory killer sends SIGKILL; Metal aborts when an allocation fails.
-    memory = " (often: out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
-    return dict(status="killed", error=f"ended by {name}{memory}")
-
-
-OUT_OF_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
-# TensorFlow's OpError: what XLA compiled says so in an InternalError.
-SAY_SO_IN_WORDS = {"RuntimeError", "OSError", "OpError", "XGBoostError", "LightGBMError"}
-OUT_OF_MEMORY_WORDS = re.compile(
-    r"out of memory|Invalid buffer size|can't allocate memory|bad_alloc|Cannot allocate memory"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|failed to allocate memory",
-    re.IGNORECASE,
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is how CUDA, Metal, a CPU allocator or TensorFlow says out of memory."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        isinstance(error, MemoryError)
-        or bool(names & OUT_OF_MEMORY_NAMES)
-        or bool(names & SAY_SO_IN_WORDS)
-        and OUT_OF_MEMORY_WORDS.search(str(error)) is not None
-    )

@@ -3,6 +3,7 @@
 Cells are kept as the text they are, so that appending a row never changes an older one.
 """
 
+import contextlib
 import csv
 import os
 import time
@@ -10,9 +11,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
+LOCK_SECONDS = 60.0  # a row is written in a moment; who holds it for longer hangs
+
 # What every row ends with, the LLM's too.
 MACHINE_COLUMNS = [
     "device",
+    "num_devices",
+    "threads",
+    "gpu_power_limit_watts",
+    "thermal_state",
     "machine",
     "chip",
     "cpu_cores",
@@ -21,6 +28,7 @@ MACHINE_COLUMNS = [
     "power",
     "other_load_percent",
     "other_benchmark_running",
+    "disturbance",
     "os",
     "python",
     "framework",
@@ -80,13 +88,15 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
     Raises:
         UnreadableResults: a line has more or fewer cells than the header or no end, or the file
-            is not text.
+            is not text, or may not be read.
     """
     if not path.exists():
         return [], []
     try:
         text = path.read_text(encoding="utf-8")
         header, *lines = csv.reader(text.splitlines(keepends=True), strict=True)
+    except OSError as error:
+        raise UnreadableResults(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, csv.Error) as error:
         raise UnreadableResults(f"{path} is not a results file: {error or 'no header'}") from None
     if not text.endswith("\n"):
@@ -104,9 +114,13 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
 
     An older file with fewer columns gains the missing ones; its own columns are kept. A file that
     cannot be read back is left alone, and the row goes into a new file beside it.
+
+    Raises:
+        OSError: the disk is full or refuses, or another process holds the lock; the file is as it
+            was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS):
         try:
             header, rows = read_rows(path)
         except UnreadableResults:
@@ -116,11 +130,16 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
         header = list(dict.fromkeys(header))
         rows.append({name: to_cell(value) for name, value in row.items()})
         temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            write_rows(file, header, rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                write_rows(file, header, rows)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     return path
 
 

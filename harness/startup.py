@@ -1,6 +1,7 @@
 """Before the first minute is spent, and when a run is cut short: what all commands share."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from harness.awake import count_stops
 from harness.process import UsageError, UserError
-from harness.results import UnreadableResults
+from harness.results import LOCK_SECONDS, UnreadableResults, read_rows
+
+PROBE_BYTES = 1 << 20  # of a first row there is less, but a disk with less room is full
 
 
 @contextlib.contextmanager
@@ -29,20 +33,37 @@ def only_benchmark(kind: str = "benchmark"):
         lock.release()
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM, or SIGHUP of a terminal that was closed, which ends a run as Ctrl-C does."""
+
+
+def end_like_ctrl_c(number: int, _frame) -> None:
+    raise Ended(number)
+
+
 @contextlib.contextmanager
 def one_line_errors(rows: list[dict], results_dir: Path):
-    """Say what went wrong in one line, and exit with its code; after Ctrl-C also what is saved."""
+    """Say what went wrong in one line, and exit with its code; after Ctrl-C also what is saved.
+
+    SIGTERM and SIGHUP are as good as Ctrl-C; the exit code is 128 and the number of the signal.
+    """
+    count_stops()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, end_like_ctrl_c)
     try:
         yield
     except (UserError, UnreadableResults) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         # A second, impatient one must not cut the farewell short.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         saved = f"{len(rows)} rows of this run are saved under {results_dir}"
-        print(f"\nInterrupted: {saved}.", file=sys.stderr)
-        sys.exit(130)
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(f"\nInterrupted: {saved}.", file=sys.stderr, flush=True)
+        sys.exit(128 + (interrupt.args[0] if isinstance(interrupt, Ended) else signal.SIGINT))
 
 
 def raise_open_files_limit() -> None:
@@ -74,3 +95,33 @@ def require_writable(results_dir: Path) -> None:
         ) from None
     if shutil.disk_usage(results_dir).free < 100e6:
         raise UserError(f"--results_dir={results_dir}: less than 0.1 GB is free on its disk")
+
+
+def require_saving(path: Path) -> None:
+    """Raises UsageError unless a row can be added to the results file at `path`.
+
+    Its real folder, lock and disk are tried, and what it holds is read.
+
+    Raises:
+        UnreadableResults: the file is there, and cannot be read back.
+    """
+    probe = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS):
+            read_rows(path)
+            probe.write_bytes(bytes(PROBE_BYTES))
+            probe.unlink()
+    except Timeout:
+        raise UsageError(
+            f"--results_dir: another process holds {path.with_suffix('.lock')}; end it, or delete "
+            "the file if there is none"
+        ) from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+            problem = f"its disk refuses locks ({error.strerror}); choose a folder on a local disk"
+        else:
+            problem = f"{error.strerror}; if another user owns it, choose another folder"
+        raise UsageError(f"--results_dir: no row can be saved in {path}: {problem}") from None

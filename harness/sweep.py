@@ -7,6 +7,7 @@ import argparse
 import itertools
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,9 +17,17 @@ import psutil
 from tqdm import tqdm
 
 from harness import PROJECT_VERSION
+from harness.awake import Pauses
+from harness.clock import SUSPENDED
+from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
 from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.results import CONFIGURATION, append_row, to_cell
+from harness.terminal import Progress
+
+# Without a sign of life, such as a step that ended; a first step compiles, a step of a large batch
+# on a slow processor takes minutes.
+PATIENCE = 1800.0
 
 
 def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
@@ -30,7 +39,7 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
     Raises:
         UserError: what `prepare` raised, or that it ended otherwise.
     """
-    outcome = run_in_fresh_process(prepare, options)
+    outcome = run_in_fresh_process(prepare, options, progress=Progress("preparing"))
     if outcome["status"] == "user_error":
         raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
     if outcome["status"] != "ok":
@@ -76,9 +85,8 @@ def measured_rows(
     too_large = {}
     measured_before = False
     walk = points(experiment, options)
-    for round_, point in tqdm(
-        walk, desc="sweep", unit=f" {size.flag.replace('_', ' ')}", disable=None
-    ):
+    bar = tqdm(walk, desc="sweep", unit=f" {size.flag.replace('_', ' ')}", disable=None)
+    for number, (round_, point) in enumerate(bar):
         *kind, value = point.values()
         limit = too_large.get(tuple(kind))
         if limit is not None and value >= limit:
@@ -92,8 +100,9 @@ def measured_rows(
             continue
         if measured_before:
             time.sleep(options.cooldown)
-        measured_before = True
-        row = measure_point(point, options, facts, measure)
+        first, measured_before = not measured_before, True
+        progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
+        row = measure_point(point, options, facts, measure, progress)
         if memory_ran_out(row) and not size.choices:
             too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
         yield row
@@ -109,12 +118,18 @@ def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
     )
 
 
-def measure_point(point: dict, options, facts: dict, measure: Callable) -> dict:
+def measure_point(point: dict, options, facts: dict, measure: Callable, progress: Callable) -> dict:
     """The row of one point, whatever became of it."""
     row = {**facts, **point}
     row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    swapped = psutil.swap_memory().sout
-    outcome = run_in_fresh_process(measure, *point.values(), options)
+    swapped, before, pauses = psutil.swap_memory().sout, Times.now(), Pauses()
+    outcome = run_in_fresh_process(
+        measure, *point.values(), options, progress=progress, patience=PATIENCE
+    )
+    # Of the whole process; a clock knows these of the time that it measured.
+    load = other_load_percent(Times.now().since(before))
+    row["other_load_percent"] = row.get("other_load_percent") if load is None else load
+    row["disturbance"] = SUSPENDED if pauses.since_last() else None
     row["swap_written_gb"] = (psutil.swap_memory().sout - swapped) / 1e9
     if outcome["status"] == "ok":
         row |= outcome["value"]
@@ -136,7 +151,8 @@ def find_max_batch_size(experiment: Experiment, options, facts: dict, measure: C
     fits, too_large = 0, experiment.samples + 1
     size = min(options.batch_sizes[0], experiment.samples)
     while too_large - fits > max(1, fits // 50):  # to 2 %
-        row = measure_point({"batch_size": size}, trial, facts, measure)
+        progress = Progress(f"batch size {size}")
+        row = measure_point({"batch_size": size}, trial, facts, measure, progress)
         if failed(row):
             raise UserError(f"--find_max_batch_size: batch size {size}: {row['error']}")
         if memory_ran_out(row):
@@ -162,12 +178,29 @@ def failed(row: dict) -> bool:
     return row["status"] != "ok" and not memory_ran_out(row)
 
 
-def save(path: Path, row: dict, columns) -> None:
-    """Append the row; where the disk refuses it, the terminal keeps it."""
+def save(path: Path, row: dict, columns) -> Path | None:
+    """Append the row; returns the file it is in.
+
+    Where that one's disk is full or refuses, it is a file of the same name in the temporary folder,
+    the home folder or the current one; where all refuse, the terminal keeps the row: None.
+    """
     try:
         saved_in = append_row(path, row, list(columns))
     except OSError as error:
-        tqdm.write(f"{path} cannot be written ({error.strerror}); the row: {row}", file=sys.stderr)
-        return
+        problem = f"{path} cannot be written ({error.strerror or error})"
+        saved_in = save_elsewhere(path.name, row, columns)
+        where = f"the row is in {saved_in}" if saved_in else f"the row: {row}"
+        tqdm.write(f"{problem}; {where}", file=sys.stderr)
+        return saved_in
     if saved_in != path:
         tqdm.write(f"{path} can no longer be read back; the row is in {saved_in}", file=sys.stderr)
+    return saved_in
+
+
+def save_elsewhere(name: str, row: dict, columns) -> Path | None:
+    for folder in (Path(tempfile.gettempdir()), Path("~").expanduser(), Path.cwd()):
+        try:
+            return append_row(folder / name, row, list(columns))
+        except OSError:
+            continue  # that disk is full as well
+    return None

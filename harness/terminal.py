@@ -1,8 +1,57 @@
 """What a sweep says on the terminal, and the plain verdicts on its numbers."""
 
+import platform
+import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from harness.machine import output_of
+
+MINUTE = 60.0
+
+
+class Progress:
+    """Hears what a measuring process tells: a line a minute where no terminal shows its bar.
+
+    Args:
+        name: of what is measured.
+        of: how many measurements there are, this one included; if any, what all of them will take
+            is said as soon as the first steps have shown how long this one does.
+    """
+
+    def __init__(self, name: str, of: int = 0):
+        self.text = f"{name}: starting"
+        self.of = of
+        self.started = self.said = self.heard = time.monotonic()
+
+    def __call__(self, message: tuple[str, float | None] | None) -> None:
+        """`message` is a text and the seconds left, or None where nothing was told for a while."""
+        now = time.monotonic()
+        if message:
+            (self.text, left), self.heard = message, now
+            if self.of and left is not None:
+                self.estimate(now - self.started + left)
+        if now - self.said >= MINUTE and not sys.stderr.isatty():
+            silent = f" (for {duration(now - self.heard)})" if now - self.heard > MINUTE else ""
+            tqdm.write(f"{self.text}{silent}")
+            sys.stdout.flush()
+            self.said = now
+
+    def estimate(self, seconds: float) -> None:
+        if self.of * seconds > MINUTE:
+            each = f", if each of {self.of} takes as long as this one" if self.of > 1 else ""
+            tqdm.write(f"about {duration(self.of * seconds)} in all{each}")
+        self.of = 0
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def announce(experiment, options, facts: dict, busiest: str | None) -> None:
@@ -35,6 +84,11 @@ def disturbances(facts: dict, busiest: str | None) -> list[str]:
         found.append("the machine runs on battery; many are slower then: plug it in")
     if "low_power" in power:
         found.append("low power mode is on: turn it off")
+    if platform.system() == "Darwin" and translated():
+        found.append(
+            "this Python is made for Intel and runs under Rosetta, at a part of the speed and "
+            "without the GPU; install one for Apple silicon (arm64)"
+        )
     load = facts["other_load_percent"]
     if load > 20:
         most = f", most of all {busiest}" if busiest else ""
@@ -42,6 +96,11 @@ def disturbances(facts: dict, busiest: str | None) -> list[str]:
     if facts["other_benchmark_running"]:
         found.append("another benchmark of this collection is running: the two slow each other")
     return found
+
+
+def translated() -> bool:
+    """Whether this Python runs under Rosetta, as programs made for Intel do on Apple silicon."""
+    return output_of("sysctl", "-n", "sysctl.proc_translated").strip() == "1"
 
 
 def report(experiment, row: dict) -> None:
@@ -76,6 +135,13 @@ def verdicts(row: dict) -> list[str]:
             f"throttled, or slowed by another program: "
             f"it ended at {row['sustained_ratio']:.2f} of its first speed"
         )
+    if (row.get("other_load_percent") or 0) > 10:
+        found.append(
+            f"disturbed: other programs had {row['other_load_percent']:.0f} % of the processor "
+            "while it ran"
+        )
+    if isinstance(row.get("disturbance"), str):
+        found.append(f"unusual: {row['disturbance']}")
     if (row.get("swap_written_gb") or 0) > 0.01:
         found.append(f"swapped: {row['swap_written_gb']:.2f} GB were written to swap meanwhile")
     if row.get("extrapolated"):
@@ -96,8 +162,8 @@ def input_bound(row) -> bool:
     return not rate + half_width >= row["compute_samples_per_second"]
 
 
-def summarize(experiment, rows: list[dict], path: Path) -> None:
-    """The table at the end."""
+def summarize(experiment, rows: list[dict], files: list[Path]) -> None:
+    """The table at the end, and the files that hold the rows."""
     if not rows:
         print("Nothing was left to measure.")
         return
@@ -116,4 +182,4 @@ def summarize(experiment, rows: list[dict], path: Path) -> None:
     table = pd.DataFrame(rows)
     table = table[[name for name in shown if name in table]].rename(columns=shown)
     print("\n" + table.to_string(index=False, na_rep="", float_format=digits))
-    print(f"\nResults: {path}")
+    print("\nResults: " + ", ".join(map(str, files)))

@@ -94,7 +94,8 @@ def run(turn: Turn, steady: float, shared: dict[str, str], log: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # The script heard it too, and ends by itself with its rows saved.
+            # The script heard Ctrl-C too, but not a SIGTERM to this process; it saves its rows.
+            process.terminate()
             process.wait(timeout=30)
             raise
 

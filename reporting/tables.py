@@ -20,7 +20,7 @@ OURS = "ours"
 FLAGS = {"extrapolated", "compile", "channels_last", "other_benchmark_running"}
 TEXTS = {
     *("status", "error", "data", "precision", "device", "machine", "chip", "power", "os"),
-    *("python", "framework", "project_version", "started_at"),
+    *("python", "framework", "project_version", "started_at", "thermal_state", "disturbance"),
 }
 # What changes a measurement in every experiment that has the column, with what is not named.
 DEFAULTS = {"precision": "fp32", "compile": False, "channels_last": False, "num_devices": 1}

@@ -78,7 +78,7 @@ import pytorch_test_computer_vision_food101 as script
 import utils, harness.data
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
-    channels_last=False, seed=1, epochs=1, max_seconds=None,
+    channels_last=False, seed=1, epochs=1, max_seconds=None, batch_sizes=[8],
 )
 """
     done = subprocess.run(

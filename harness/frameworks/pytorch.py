@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness.machine
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
+from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.process import UsageError
 
@@ -140,6 +141,7 @@ def measure_training(
         options.max_seconds,
         energy_meter(device.type, device.index or 0),
         warmup_steps,
+        watch=Watch(device.type, device.index or 0),
     )
     batch, loss = train(train_step, loader, options.epochs, clock)
     images, labels = (part.to(device) for part in batch)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import harness.machine
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
+from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.process import UsageError, UserError
 
@@ -283,6 +284,7 @@ def measure_training(
         options.max_seconds,
         energy_meter(device.type, device.index),
         warmup_steps,
+        watch=Watch(device.type, device.index),
     )
     timed = TimedFit(model, clock)
     dataset = without_autotuning(dataset)

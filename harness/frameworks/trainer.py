@@ -11,8 +11,10 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.clock import Clock
+from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.frameworks.pytorch import complete_row, synchronize
+from harness.process import tell
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
 
@@ -88,6 +90,9 @@ class ClockCallback(TrainerCallback):
         if clock.step(samples, self.trainer.tokens_of_step):
             control.should_training_stop = True
 
+    def on_prediction_step(self, args, state, control, **_):
+        tell("evaluating")
+
     def on_epoch_end(self, args, state, control, **_):
         # Trainer itself asks for the stop at the last step. `on_train_end` would be late: the
         # metrics are computed before it.
@@ -113,6 +118,7 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
         synchronize(device),
         options.max_seconds,
         energy_meter(device.type, device.index or 0),
+        watch=Watch(device.type, device.index or 0),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback(clock, trainer))

@@ -1,0 +1,143 @@
+"""What else a machine did while a clock ran, and what was unusual about the run itself.
+
+Processor time is counted where the steady part of a run begins and where it ends, outside of its
+windows: an average needs no more, and nothing is spent between. Imports no ML framework.
+"""
+
+import os
+import resource
+import time
+from typing import NamedTuple
+
+import psutil
+
+import harness.card
+import harness.machine
+
+SHORTEST = 1.0  # seconds; over less, the system's counters of 1/100 s tell too little
+BUSY_CORES = 0.7  # a run on the processor that keeps less than that of one core at work waits
+FAULTS_PER_SECOND = 10.0  # pages read back from disk, of a process whose memory is its own
+
+
+class Times(NamedTuple):
+    """Counters of the machine and of this process, in seconds but for the last two."""
+
+    wall: float
+    busy: float  # of all cores that this process may use, steal time included
+    own: float  # of this process and all that it started
+    major_faults: int  # of this process alone: its data loaders read files
+    involuntary_switches: int
+
+    @classmethod
+    def now(cls) -> "Times":
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = sum(t.ru_utime + t.ru_stime for t in (own, ended)) + seconds_of_family()
+        return cls(time.perf_counter(), busy_seconds(), seconds, own.ru_majflt, own.ru_nivcsw)
+
+    def since(self, before: "Times") -> "Times":
+        return Times(*(after - earlier for after, earlier in zip(self, before, strict=True)))
+
+
+def seconds_of_family() -> float:
+    """Processor time of the living processes that this one started, and of what those waited for.
+
+    Such as the workers of a data loader.
+    """
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it ended: its time is among that of the children that ended
+            continue
+        total += times.user + times.system
+        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return total
+
+
+def allowed_cores() -> set[int]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count()))
+
+
+def busy_seconds() -> float:
+    """Seconds that the allowed cores were at work, for anybody, or taken by a hypervisor."""
+    allowed = allowed_cores()
+    total = 0.0
+    for number, times in enumerate(psutil.cpu_times(percpu=True)):
+        if number in allowed:
+            # Time of guests is in `user` and `nice` already.
+            idle = sum(getattr(times, n, 0.0) for n in ("idle", "iowait", "guest", "guest_nice"))
+            total += sum(times) - idle
+    return total
+
+
+def other_load_percent(spent: Times) -> float | None:
+    """Share of the allowed cores that others had; None over too short a time."""
+    if spent.wall < SHORTEST:
+        return None
+    return max(0.0, 100 * (spent.busy - spent.own) / spent.wall / len(allowed_cores()))
+
+
+class Watch:
+    """Looks at a machine from `begin` to `end`; then `columns` are those of a row.
+
+    Args:
+        device_type: `cpu`, `mps` or `cuda`: the device that works meanwhile.
+        index: number of a CUDA card, as the framework counts.
+    """
+
+    def __init__(self, device_type: str = "cpu", index: int = 0):
+        self.device_type = device_type
+        self.card = harness.card.card_of(index) if device_type == "cuda" else None
+        self.spent = None
+        self.heat = []
+
+    def begin(self) -> None:
+        self.heat = [self.thermal_state()]
+        self.before = Times.now()
+
+    def end(self) -> None:
+        self.spent = Times.now().since(self.before)
+        self.heat.append(self.thermal_state())
+
+    def thermal_state(self) -> str | None:
+        """`nominal`, or what is held back for heat or power; None where nothing tells."""
+        if self.card:
+            return harness.card.thermal_state(self.card)
+        return None if self.device_type == "cuda" else harness.machine.thermal_state()
+
+    def columns(self) -> dict:
+        """The columns of a row; those that are not known are left out."""
+        if self.spent is None:
+            return {}
+        heat = list(dict.fromkeys(filter(None, self.heat)))
+        found = {
+            "other_load_percent": other_load_percent(self.spent),
+            "thermal_state": ", then ".join(heat) or None,
+            "gpu_power_limit_watts": harness.card.power_limit(self.card) if self.card else None,
+            "disturbance": "; ".join(self.unusual()) or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def unusual(self) -> list[str]:
+        """What a run of its kind does not do, in words."""
+        found, spent = [], self.spent
+        if spent.wall >= SHORTEST:
+            cores = spent.own / spent.wall
+            if self.device_type == "cpu" and cores < BUSY_CORES:
+                found.append(
+                    f"waited: {spent.own:.1f} s of processor time in {spent.wall:.1f} s, put aside "
+                    f"{spent.involuntary_switches / spent.wall:.0f} times a second"
+                )
+            if spent.major_faults / spent.wall > FAULTS_PER_SECOND:
+                found.append(
+                    f"short of memory: {spent.major_faults / spent.wall:.0f} pages a second were "
+                    "read back from disk"
+                )
+        others = harness.card.other_processes(self.card) if self.card else 0
+        if others:
+            found.append(f"{others} other processes computed on the same card")
+        return found
