@@ -246,3 +246,37 @@ def test_the_script_trains_on_the_twin(tmp_path):
 def test_the_defaults_are_the_original_experiments():
     wanted = dict(epochs=3, batch_sizes="32, 64, 128", samples=75_750, input_size=224)
     assert wanted.items() <= dataclasses.asdict(script.EXPERIMENT).items()
+
+
+def test_many_cores_start_no_more_workers_than_a_device_can_eat(monkeypatch):
+    monkeypatch.setattr(harness.machine, "usable_cores", lambda: 192)
+    assert script.ring_shape(128) == (16, 3, 128, 224, 224, 3)
+
+
+SMALL_SHARED_MEMORY = """
+mount -t tmpfs -o size=64m none /dev/shm
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0 or sys.platform != "linux", reason="mounts /dev/shm")
+@pytest.mark.parametrize("flags", [["--batch_sizes=4,128"], ["--batch_sizes=512"]])
+def test_a_containers_shared_memory_is_checked_before_the_first_minute(tmp_path, flags):
+    """In Docker's 64 MB: one line that says what to do, instead of a page when batch 128 comes."""
+    command = [sys.executable, script.__file__, "--data=synthetic", *flags, "--device=cpu",
+               f"--results_dir={tmp_path}"]  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", SMALL_SHARED_MEMORY, "sh", *command],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "shared memory" in line
+    assert "--shm-size=" in line and "--ipc=host" in line
+    assert list(tmp_path.rglob("*.csv")) == []
+
+
+def test_enough_shared_memory_is_enough(monkeypatch):
+    monkeypatch.setattr(harness.machine, "usable_cores", lambda: 2)
+    script.require_shared_memory(4)
+    with pytest.raises(script.utils.UserError, match="--batch_sizes: batch size 99999999"):
+        script.require_shared_memory(99_999_999)
