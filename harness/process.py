@@ -78,7 +78,10 @@ def _listen(receiver, process, progress: Callable, patience: float | None) -> di
         # Whoever outlives the process may hold the pipe open, so that it does not end by itself.
         alive = process.is_alive()
         if receiver.poll(LISTEN_SECONDS if alive else 0):
-            message = receiver.recv()
+            try:
+                message = receiver.recv()
+            except OSError:  # it was killed in the middle of a message
+                raise EOFError from None
             if isinstance(message, dict):
                 return message
             silent = 0.0

@@ -96,6 +96,17 @@ def test_much_on_standard_error_does_not_block(capfd):
     assert shown.count("x") == 1_000_000 and "from Python" in shown
 
 
+def send_half_a_message() -> None:
+    connection = process._parent
+    os.write(connection.fileno(), (1000).to_bytes(4, "big") + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_in_the_middle_of_a_message_is_a_row():
+    outcome = run_in_fresh_process(send_half_a_message)
+    assert outcome["status"] == "killed" and "SIGKILL" in outcome["error"]
+
+
 def hang() -> None:
     tell("first step")
     time.sleep(60)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import utils
 from harness.results import UnreadableResults
 from harness.startup import require_saving
 from harness.sweep import save
+from harness.turns import Turn
+from harness.turns import run as run_turn
 
 FILE = "results_fake_cv/M_none_tiny_8_fake_results.csv"
 TOOLS = [["check_results.py"], ["compare_results.py", "M", "N"]]
@@ -231,3 +234,39 @@ def test_nohup_is_heard(script, tmp_path):  # noqa: F811
     finally:
         signal.signal(signal.SIGHUP, previous)
     assert process.returncode == 0 and len(rows(tmp_path)) == 3
+
+
+WAITING_SCRIPT = """
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    Path(sys.argv[0]).with_suffix(".saved").write_text("a row")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+Path(sys.argv[0]).with_suffix(".started").touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_run_all_reaches_the_script_that_it_runs(tmp_path):
+    """Unlike Ctrl-C in a terminal, which both hear."""
+    waiting = tmp_path / "waiting.py"
+    waiting.write_text(WAITING_SCRIPT)
+    turn = Turn(waiting, None, {})
+    started = waiting.with_suffix(".started")
+
+    def end_once_started():
+        while not started.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, harness.startup.end_like_ctrl_c)
+    thread = threading.Thread(target=end_once_started)
+    thread.start()
+    try:
+        with pytest.raises(harness.startup.Ended):
+            run_turn(turn, 1.0, {}, tmp_path / "log")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, previous)
+    assert waiting.with_suffix(".saved").read_text() == "a row"
