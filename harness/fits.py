@@ -14,7 +14,7 @@ from tqdm import tqdm
 import harness.machine
 from harness.clock import relative_spread
 from harness.experiment import Varied
-from harness.process import UsageError
+from harness.process import UsageError, tell
 from harness.results import MACHINE_COLUMNS
 
 FITS = 5  # where --max_seconds does not say how long
@@ -119,6 +119,7 @@ def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | N
         model, taken = fit(table.features, table.labels)
         parts.append(taken)
         bar.update()
+        tell(f"{len(table.labels):,} rows: {len(parts)} fits")
     joules = energy.end() if energy else None
     bar.close()
     row = {"fits": len(parts), "peak_memory_gb": harness.machine.peak_resident_gb()}

@@ -25,9 +25,9 @@ from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.results import CONFIGURATION, append_row, to_cell
 from harness.terminal import Progress
 
-# Without a sign of life, such as a step that ended; a first step compiles, a step of a large batch
-# on a slow processor takes minutes.
-PATIENCE = 1800.0
+# Seconds without a sign of life, such as a step that ended: a first step compiles, a step of a
+# large batch on a slow processor takes minutes. A fit that is no training has no steps.
+PATIENCE, PATIENCE_WITH_FITS = 1800.0, 7200.0
 
 
 def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
@@ -123,8 +123,9 @@ def measure_point(point: dict, options, facts: dict, measure: Callable, progress
     row = {**facts, **point}
     row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     swapped, before, pauses = psutil.swap_memory().sout, Times.now(), Pauses()
+    patience = PATIENCE if hasattr(options, "epochs") else PATIENCE_WITH_FITS
     outcome = run_in_fresh_process(
-        measure, *point.values(), options, progress=progress, patience=PATIENCE
+        measure, *point.values(), options, progress=progress, patience=patience
     )
     # Of the whole process; a clock knows these of the time that it measured.
     load = other_load_percent(Times.now().since(before))
