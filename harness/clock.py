@@ -37,9 +37,13 @@ class Window(NamedTuple):
 class Clock:
     """Times one training run: `start`, then `step` after every optimizer update, then `stop`.
 
+    An epoch trains its full batches. The protocols drop the smaller rest, which comes in other
+    shapes: frameworks compile, tune and allocate for these anew. An epoch's time is nevertheless
+    that of all its samples, at the pace of those trained on, so that batch sizes compare.
+
     Args:
         batch_size: samples of a full batch.
-        samples_per_epoch: samples of one epoch.
+        samples_per_epoch: samples of one epoch, with the rest.
         epochs: epochs of the whole run.
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
@@ -143,12 +147,13 @@ class Clock:
     def measurement(self) -> dict:
         """The timing columns of a row: seconds and samples per second; None where unknown."""
         rate, rate_ci95 = steady_rate(self.windows)
-        extrapolated = self.samples < self.samples_per_epoch * self.epochs
+        steps_per_epoch = self.samples_per_epoch // self.batch_size
+        samples = self.samples_per_epoch * self.epochs
+        extrapolated = self.samples < steps_per_epoch * self.batch_size * self.epochs
         if extrapolated:
-            rest = self.samples_per_epoch * self.epochs - self._first_samples
-            seconds = self.first_step_seconds + rest / rate
+            seconds = self.first_step_seconds + (samples - self._first_samples) / rate
         else:
-            seconds = self.total_seconds
+            seconds = self.total_seconds * samples / self.samples
         epoch_seconds = seconds / self.epochs
         return {
             "avg_time_per_epoch": epoch_seconds,
@@ -159,7 +164,7 @@ class Clock:
             "first_step_seconds": self.first_step_seconds,
             "sustained_ratio": sustained_ratio(self.windows),
             "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
-            "steps_per_epoch": math.ceil(self.samples_per_epoch / self.batch_size),
+            "steps_per_epoch": steps_per_epoch,
             **self._energy_columns(),
         }
 

@@ -183,7 +183,7 @@ def test_twin_has_the_real_datas_form(twin):
     first, *_, last = twin[[75_749 % 16, *range(16), 75_749]].to_pylist()
     assert set(last["image"]) == {"bytes", "path"}
     assert last["image"]["bytes"] == first["image"]["bytes"]
-    assert all(0 <= label < script.NUM_CLASSES for label in twin[:16]["label"].to_pylist())
+    assert all(0 <= label < script.EXPERIMENT.classes for label in twin[:16]["label"].to_pylist())
 
 
 def test_loader_yields_every_row_once_in_another_order_beside_its_label():
