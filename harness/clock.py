@@ -262,13 +262,13 @@ def sustained_ratio(windows: list[Window]) -> float | None:
 def probe_device(
     train_step: Callable[[], int], batch_size: int, synchronize: Callable[[], None]
 ) -> float:
-    """Work per second of `train_step` on a batch that already lies on the device.
+    """Work per second of `train_step` on batches that lie ready in the host's memory.
 
     Args:
         train_step: one optimizer update; returns its work, as `Clock.step` takes it.
     """
     clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
-    clock.start(f"batch size {batch_size}, device only")
+    clock.start(f"batch size {batch_size}, without loading")
     time_is_up = False
     while not time_is_up or len(clock.windows) < 2:
         work = train_step()
