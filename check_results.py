@@ -23,6 +23,7 @@ from harness.experiment import Experiment
 from harness.process import UsageError
 from harness.results import COLUMNS, UnreadableResults, read_rows
 from harness.startup import one_line_errors
+from harness.terminal import is_nonsense
 from reporting.experiments import find_experiments, of_file
 
 CHOICES = {
@@ -110,7 +111,7 @@ def check_results_file(path: Path) -> list[str]:
     for line, row in enumerate(rows, start=2):
         found_here = check_name(path, row, experiment, machine)
         found_here += check_cells(row, *types)
-        found_here += check_numbers(row, experiment)
+        found_here += check_numbers(row, experiment) + check_loss(row, experiment)
         problems += [f"row {line}: {problem}" for problem in found_here]
         first = seen.setdefault(tuple(row.values()), line)
         if first != line:
@@ -175,6 +176,17 @@ def check_numbers(row: dict[str, str], experiment: Experiment) -> list[str]:
         return ["status is 'ok', but there are no tokens per second"] if missing else []
     if good != bool(row[columns[0]]):
         return [f"status is {row['status']!r}, {columns[0]} {row[columns[0]]!r}"]
+    return []
+
+
+def check_loss(row: dict[str, str], experiment: Experiment) -> list[str]:
+    """The speed of a training that went wrong means nothing, however good the row."""
+    try:
+        loss = float(row.get("train_loss") or 0)
+    except ValueError:
+        return []  # said already
+    if row["status"] == "ok" and is_nonsense(loss, experiment.classes):
+        return [f"train_loss is {loss:.4g}: the device computed nonsense"]
     return []
 
 

@@ -28,10 +28,10 @@ EXPERIMENT = utils.Experiment(
     epochs=5,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
     samples=50_000,
+    classes=100,
     quick={"batch_sizes": "32"},
     model_flags={"channels_last": False},  # images in NHWC memory order
 )
-NUM_CLASSES = 100
 
 
 class InMemoryImages:
@@ -74,7 +74,7 @@ def load_data(options) -> InMemoryImages:
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         return InMemoryImages(images, torch.tensor(dataset.targets))
     images = torch.randint(256, (EXPERIMENT.samples, 3, 32, 32), dtype=torch.uint8)
-    return InMemoryImages(images, torch.randint(NUM_CLASSES, (EXPERIMENT.samples,)))
+    return InMemoryImages(images, torch.randint(EXPERIMENT.classes, (EXPERIMENT.samples,)))
 
 
 def make_loader(dataset, batch_size: int, device):
@@ -85,6 +85,7 @@ def make_loader(dataset, batch_size: int, device):
         dataset,
         batch_size=batch_size,
         shuffle=True,
+        drop_last=True,
         collate_fn=tuple,
         pin_memory=device.type == "cuda",
     )
@@ -106,8 +107,9 @@ def measure(batch_size: int, options) -> dict:
 
     device = pytorch.start(options)
     loader = make_loader(load_data(options), batch_size, device)
-    model = resnet50(num_classes=NUM_CLASSES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = resnet50(num_classes=EXPERIMENT.classes).to(device)
+    fused = pytorch.has_fused_adam(device, options.precision)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     loss_function = torch.nn.CrossEntropyLoss()
     return pytorch.measure_training(
         model, loader, loss_function, optimizer, device, batch_size, options

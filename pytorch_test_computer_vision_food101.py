@@ -38,11 +38,11 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("32, 64, 128"),
     samples=75_750,
+    classes=101,
     quick={"batch_sizes": "4"},
     model_flags={"channels_last": False},  # images in NHWC memory order
     extra_columns=("loader_workers",),
 )
-NUM_CLASSES = 101
 # Sixteen decode some 25,000 photographs a second, several times what the fastest card trains on;
 # more would only take memory from it.
 MOST_WORKERS = 16
@@ -55,7 +55,7 @@ def food101(options):
 
     Raises:
         DataUnreachable: it is neither in the data directory nor to be had from the Hub.
-        UserError: it cannot be put into the data directory, or is damaged there.
+        UserError: it cannot be put into the data directory, or is damaged or not whole there.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
@@ -65,7 +65,7 @@ def food101(options):
     folder = harness.data.from_hub("ethz/food101", "dataset", [shards], options.data_dir)
     try:
         # Parquet is unpacked once, into files that can be read at random through the page cache.
-        return load_dataset(
+        dataset = load_dataset(
             "parquet",
             data_files=sorted(map(str, folder.glob(shards))),
             split="train",
@@ -75,6 +75,10 @@ def food101(options):
         raise harness.data.unreadable(
             "Food101", error, folder.parents[1], options.data_dir
         ) from None
+    harness.data.require_samples(
+        "Food101", len(dataset), EXPERIMENT.samples, folder, options.data_dir
+    )
+    return dataset
 
 
 def synthetic_food101():
@@ -85,7 +89,7 @@ def synthetic_food101():
     from harness.twins.photographs import jpeg_photographs
 
     files = jpeg_photographs()
-    labels = np.random.default_rng(1).integers(NUM_CLASSES, size=len(files))
+    labels = np.random.default_rng(1).integers(EXPERIMENT.classes, size=len(files))
     images = [{"bytes": file, "path": None} for file in files]
     pictures = Dataset.from_dict({"image": images, "label": labels})
     return pictures.select(np.arange(EXPERIMENT.samples) % len(files))
@@ -153,7 +157,7 @@ def make_loader(dataset, batch_size: int, device):
         dataset,
         # Whole batches are fetched at once, as one table each.
         batch_size=None,
-        sampler=BatchSampler(RandomSampler(dataset), batch_size, drop_last=False),
+        sampler=BatchSampler(RandomSampler(dataset), batch_size, drop_last=True),
         num_workers=count_workers(),
         prefetch_factor=PREFETCHED_BATCHES,
         collate_fn=partial(decode_batch, ring, itertools.count()),
@@ -205,10 +209,12 @@ def measure(batch_size: int, options) -> dict:
 
     device = pytorch.start(options)
     loader = make_loader(load_data(options), batch_size, device)
-    model = resnet50(num_classes=NUM_CLASSES).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = resnet50(num_classes=EXPERIMENT.classes).to(device)
+    fused = pytorch.has_fused_adam(device, options.precision)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     loss_function = torch.nn.CrossEntropyLoss()
-    next(iter(loader))  # starts the workers: they import PyTorch outside the clock, as this one did
+    # Starts the workers: they import PyTorch outside the clock, as this process did.
+    next(iter(loader), None)
     # The workers fill a queue while the first step compiles; it has to drain before rates count.
     queue = loader.num_workers * loader.prefetch_factor
     row = pytorch.measure_training(

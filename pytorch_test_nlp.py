@@ -33,6 +33,7 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512"),
     samples=25_000,
+    classes=2,
     quick={"batch_sizes": "4"},
     switches={"evaluate": "test accuracy, after the clock has stopped"},
     extra_columns=("weights", "transformers", "test_accuracy"),
@@ -58,7 +59,7 @@ def real_tokens(options, split: str):
 
     Raises:
         DataUnreachable: reviews or tokenizer are neither there nor to be had.
-        UserError: the reviews that are there cannot be read.
+        UserError: the reviews that are there cannot be read, or are not all.
     """
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
@@ -75,6 +76,9 @@ def real_tokens(options, split: str):
         raise harness.data.unreadable(
             DATASET, error, reviews.parent.parent, options.data_dir
         ) from None
+    harness.data.require_samples(
+        f"{DATASET}, {split}", len(dataset), EXPERIMENT.samples, reviews, options.data_dir
+    )
     # Loaded anew for each split: one that was used has another fingerprint, and nothing is reused.
     return dataset.map(
         tokenize,
@@ -216,6 +220,7 @@ def measure(batch_size: int, options) -> dict:
         )
         row = clocked.measure_training(trainer, device, options)
         if options.evaluate:
+            trainer.args.dataloader_drop_last = False  # every review counts
             row["test_accuracy"] = accuracy(trainer.predict(load_tokens(options, "test")))
     return row
 

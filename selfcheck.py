@@ -32,7 +32,7 @@ import harness.machine
 from harness import PROJECT_VERSION
 from harness.arguments import machine_name
 from harness.process import UserError, run_in_fresh_process
-from harness.startup import one_line_errors, require_writable
+from harness.startup import ignore_overrides, one_line_errors, require_writable
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
@@ -94,6 +94,7 @@ def show(findings: list[Finding], broken: list[str]) -> None:
 def main() -> None:
     options = parse_arguments()
     with one_line_errors([], options.results_dir):
+        ignore_overrides()
         require_writable(options.results_dir)
         outcome = run_in_fresh_process(identify)
         if outcome["status"] != "ok":

@@ -31,9 +31,9 @@ EXPERIMENT = utils.Experiment(
     epochs=5,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
     samples=50_000,
+    classes=100,
     quick={"batch_sizes": "32"},
 )
-NUM_CLASSES = 100
 # As keras.datasets.cifar100 has them; the file is the one that torchvision downloads too.
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
@@ -65,7 +65,7 @@ def load_data(options):
     random = np.random.default_rng(options.seed)
     shape = (EXPERIMENT.samples, 32, 32, 3)
     images = random.integers(256, size=shape, dtype=np.uint8)
-    return images, random.integers(NUM_CLASSES, size=EXPERIMENT.samples)
+    return images, random.integers(EXPERIMENT.classes, size=EXPERIMENT.samples)
 
 
 def build_model(options):
@@ -75,7 +75,7 @@ def build_model(options):
     images = keras.Input((32, 32, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(images)
     resnet50 = keras.applications.ResNet50(
-        weights=None, input_shape=scaled.shape[1:], classes=NUM_CLASSES
+        weights=None, input_shape=scaled.shape[1:], classes=EXPERIMENT.classes
     )
     model = keras.Model(images, resnet50(scaled))
     model.compile(

@@ -39,9 +39,9 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("32, 64, 128"),
     samples=75_750,
+    classes=101,
     quick={"batch_sizes": "4"},
 )
-NUM_CLASSES = 101
 DISK_BYTES = 16e9  # the archive, its files, and the TFRecords made of them: 5 GB each
 SHUFFLE_BUFFER = 1000  # photographs; TensorFlow Datasets has shuffled them on disk already
 PREFETCHED_BATCHES = 4
@@ -101,7 +101,7 @@ def load_data(options):
     from harness.twins.photographs import jpeg_photographs
 
     files = jpeg_photographs()
-    labels = np.random.default_rng(options.seed).integers(NUM_CLASSES, size=len(files))
+    labels = np.random.default_rng(options.seed).integers(EXPERIMENT.classes, size=len(files))
     pictures = tf.data.Dataset.from_tensor_slices((files, labels))
     return pictures.repeat().take(EXPERIMENT.samples)
 
@@ -123,7 +123,7 @@ def make_batches(photographs, batch_size: int):
     """Shuffled batches, decoded by a thread per core."""
     cores = harness.machine.usable_cores()
     decoded = photographs.shuffle(SHUFFLE_BUFFER).map(decode, num_parallel_calls=cores)
-    return decoded.batch(batch_size).prefetch(PREFETCHED_BATCHES)
+    return decoded.batch(batch_size, drop_remainder=True).prefetch(PREFETCHED_BATCHES)
 
 
 def build_model(options):
@@ -133,7 +133,7 @@ def build_model(options):
     images = keras.Input((224, 224, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(images)
     resnet50 = keras.applications.ResNet50(
-        weights=None, input_shape=scaled.shape[1:], classes=NUM_CLASSES
+        weights=None, input_shape=scaled.shape[1:], classes=EXPERIMENT.classes
     )
     model = keras.Model(images, resnet50(scaled))
     model.compile(

@@ -32,6 +32,7 @@ EXPERIMENT = utils.Experiment(
     epochs=3,
     varied=utils.batch_sizes("16, 32, 64, 128"),
     samples=25_000,
+    classes=2,
     quick={"batch_sizes": "32"},
     model_flags={
         "embed_dim": 128,

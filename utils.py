@@ -23,6 +23,7 @@ from harness.machine import other_load
 from harness.process import UsageError, UserError
 from harness.results import MACHINE_COLUMNS, read_rows
 from harness.startup import (
+    ignore_overrides,
     one_line_errors,
     only_benchmark,
     raise_open_files_limit,
@@ -108,6 +109,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
     rows, files = [], []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         stay_awake()
+        ignore_overrides()
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)

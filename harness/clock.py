@@ -42,9 +42,13 @@ class Window(NamedTuple):
 class Clock:
     """Times one training run: `start`, then `step` after every optimizer update, then `stop`.
 
+    An epoch trains its full batches. The protocols drop the smaller rest, which comes in other
+    shapes: frameworks compile, tune and allocate for these anew. An epoch's time is nevertheless
+    that of all its samples, at the pace of those trained on, so that batch sizes compare.
+
     Args:
         batch_size: samples of a full batch.
-        samples_per_epoch: samples of one epoch.
+        samples_per_epoch: samples of one epoch, with the rest.
         epochs: epochs of the whole run.
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
@@ -188,15 +192,17 @@ class Clock:
     def measurement(self) -> dict:
         """The timing columns of a row: seconds and samples per second; None where unknown."""
         rate, rate_ci95 = steady_rate(self.windows)
+        steps_per_epoch = self.samples_per_epoch // self.batch_size
+        samples = self.samples_per_epoch * self.epochs
         # The whole time of a run that stood still says nothing, but the rate of the rest does.
         stood_still = self.paused and rate is not None
-        extrapolated = stood_still or self.samples < self.samples_per_epoch * self.epochs
+        whole = self.samples >= steps_per_epoch * self.batch_size * self.epochs
+        extrapolated = stood_still or not whole
         if extrapolated:
-            rest = self.samples_per_epoch * self.epochs - self._first_samples
             first = self.first_step_seconds or self._first_samples / rate
-            seconds = first + rest / rate
+            seconds = first + (samples - self._first_samples) / rate
         else:
-            seconds = self.total_seconds
+            seconds = self.total_seconds * samples / self.samples
         epoch_seconds = seconds / self.epochs
         return {
             "avg_time_per_epoch": epoch_seconds,
@@ -207,7 +213,7 @@ class Clock:
             "first_step_seconds": self.first_step_seconds,
             "sustained_ratio": sustained_ratio(self.windows),
             "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
-            "steps_per_epoch": math.ceil(self.samples_per_epoch / self.batch_size),
+            "steps_per_epoch": steps_per_epoch,
             **self._energy_columns(),
             **self._disturbance_columns(),
         }
@@ -316,13 +322,13 @@ def sustained_ratio(windows: list[Window]) -> float | None:
 def probe_device(
     train_step: Callable[[], int], batch_size: int, synchronize: Callable[[], None]
 ) -> float:
-    """Work per second of `train_step` on a batch that already lies on the device.
+    """Work per second of `train_step` on batches that lie ready in the host's memory.
 
     Args:
         train_step: one optimizer update; returns its work, as `Clock.step` takes it.
     """
     clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
-    clock.start(f"batch size {batch_size}, device only")
+    clock.start(f"batch size {batch_size}, without loading")
     time_is_up = False
     while not time_is_up or len(clock.windows) < 2:
         work = train_step()

@@ -212,6 +212,20 @@ def fetch_rest(url: str, partial: Path, have: int, bar) -> bool:
     return total is None or have == total
 
 
+def require_samples(what: str, found: int, whole: int, remains: Path, data_dir: Path) -> None:
+    """Raises UserError unless all samples are there: a download that broke off leaves fewer.
+
+    Args:
+        what: such as `Food101`.
+        remains: the folder to delete before the rest is fetched.
+    """
+    if found != whole:
+        raise UserError(
+            f"--data_dir={data_dir}: {what} has {found:,} samples there instead of {whole:,}; "
+            f"delete {remains} and try again"
+        )
+
+
 def unreadable(what: str, error: Exception, remains: Path, data_dir: Path) -> UserError:
     """The error to raise when `what` lies in the data directory and cannot be used.
 

@@ -64,6 +64,7 @@ class Experiment:
     dataset: str = ""
     input_size: int = 0
     samples: int = 0  # of the training set
+    classes: int = 0  # among which it is learnt to choose; 0 where it is not
     varied: tuple[Varied, ...] = ()  # the last one is a size: beyond one too large, none is tried
     epochs: int | None = None  # None: not a training under the shared clock
     speeds: tuple[Speed, ...] = (TIME_PER_EPOCH,)  # the first one stands for the experiment

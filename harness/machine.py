@@ -12,6 +12,8 @@ import sys
 
 import psutil
 
+from harness.cards import card_name
+
 
 def machine_facts() -> dict:
     """The machine columns that need no framework: chip, cores, memory (GB = 1e9 bytes), os, ..."""
@@ -164,9 +166,7 @@ def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: 
         gpu_name, gpu_bytes: of a CUDA card, from the framework; bytes are None if it is silent.
     """
     if device_type == "cuda":
-        # Some cards carry their memory in their name.
-        named = re.search(r"\d+GB", gpu_name) or not gpu_bytes
-        parts = [gpu_name, "" if named else gigabytes(gpu_bytes)]
+        parts = [card_name(gpu_name, gpu_bytes)]
     else:
         cores, kind = facts["cpu_cores"], "Cores"
         if device_type == "mps":

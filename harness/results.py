@@ -128,7 +128,7 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
             header, rows = [], []
         header = [*columns, *(name for name in header + list(row) if name not in columns)]
         header = list(dict.fromkeys(header))
-        rows.append({name: to_cell(value) for name, value in row.items()})
+        rows.append({name: cell_of(name, value) for name, value in row.items()})
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -148,6 +148,13 @@ def write_rows(file, header: list[str], rows: list[dict[str, str]]) -> None:
     writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def cell_of(name: str, value) -> str:
+    """Text of a value in a column. A loss that is not a number was measured, and is no unknown."""
+    if name == "train_loss" and value is not None and value != value:
+        return "nan"
+    return to_cell(value)
 
 
 def to_cell(value) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.experiment import Experiment
 from harness.results import COLUMNS, UnreadableResults, read_rows
+from harness.terminal import is_nonsense
 from reporting.experiments import find_experiments, of_file, of_older_llm_file
 
 OLDER = "2023"
@@ -148,6 +149,10 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
             row[varied.column] = int(value)
     row["machine"] = row.get("machine") or machine
     row["experiment"] = experiment.chart
+    # By the text, because an empty cell, too, is read as NaN.
+    loss = float(cells.get("train_loss") or 0)
+    if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):
+        row["status"] = "nonsense"
     row["settings"] = settings(row, experiment)
     row["configuration"] = in_words(row["settings"], DEFAULTS | experiment.flag_defaults())
     return labelled(row, older)

@@ -91,7 +91,7 @@ def resnet50_step(batch_size: int = BATCH_SIZE, image_size: int = 32):
     )
     device = pytorch.start(options)
     model = resnet50(num_classes=100).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     _, step = pytorch.make_steps(model, torch.nn.CrossEntropyLoss(), optimizer, device, options)
     shape = (batch_size, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)

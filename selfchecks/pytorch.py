@@ -62,11 +62,11 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
     benchmark.
     """
     options = argparse.Namespace(precision="fp32", compile=False, channels_last=False)
-    model = resnet18(num_classes=script.NUM_CLASSES).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = resnet18(num_classes=script.EXPERIMENT.classes).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     loss_function = torch.nn.CrossEntropyLoss()
     images = torch.randint(256, (batch_size * steps, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(script.NUM_CLASSES, (batch_size * steps,))
+    labels = torch.randint(script.EXPERIMENT.classes, (batch_size * steps,))
     loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, CPU)
     _, train_step = pytorch.make_steps(model, loss_function, optimizer, CPU, options)
 
@@ -79,7 +79,7 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
 
     def shared():
         clock = Clock(batch_size, len(loader.dataset), 1, pytorch.synchronize(CPU))
-        pytorch.train(train_step, loader, 1, clock)
+        pytorch.train(train_step, loader, 1, clock, CPU)
 
     return interleaved_ratios(shared, bare, pairs)
 

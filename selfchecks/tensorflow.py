@@ -32,7 +32,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    tensorflow.start(OPTIONS)
+    device = tensorflow.start(OPTIONS)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
     options = argparse.Namespace(**vars(OPTIONS), **nlp.EXPERIMENT.model_flags)
@@ -47,7 +47,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
 
     def under_the_clock():
         clock = Clock(batch_size, samples, 1, tensorflow.synchronize(model))
-        timed_fit = tensorflow.TimedFit(model, clock)
+        timed_fit = tensorflow.TimedFit(model, clock, device)
         model.fit(dataset, verbose=0, shuffle=False, callbacks=timed_fit)
 
     return interleaved_ratios(under_the_clock, plain, pairs)

@@ -72,10 +72,11 @@ def tiny_food101(hub):
 def run(code: str, data_dir: Path) -> list[str]:
     """The lines that `code` prints, which has the script and the command line's `options`."""
     head = """
-import argparse, json, sys
+import argparse, dataclasses, json, sys
 from pathlib import Path
 import pytorch_test_computer_vision_food101 as script
 import utils, harness.data
+script.EXPERIMENT = dataclasses.replace(script.EXPERIMENT, samples=48)
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
     channels_last=False, seed=1, epochs=1, max_seconds=None, batch_sizes=[8],
@@ -151,6 +152,19 @@ def test_damaged_parquet_is_an_error_that_names_what_to_delete(tiny_food101, tmp
         assert run(CHOOSE, tmp_path) == ["real", "real"]
 
 
+def test_a_download_that_is_not_whole_is_an_error_whose_remedy_works(tiny_food101, tmp_path):
+    assert run(CHOOSE, tmp_path) == ["real", "real"]
+    (missing,) = tmp_path.glob("hub/*/snapshots/*/data/train-00001-*")
+    missing.unlink()
+    tiny_food101.requests.clear()
+    (line, again) = run(CHOOSE, tmp_path)
+    assert line == again and "24 samples there instead of 48" in line
+    shutil.rmtree(re.search("delete (.+) and try again", line)[1])
+    assert run(CHOOSE, tmp_path) == ["real", "real"]
+    # What was there is not downloaded again.
+    assert len([request for request in tiny_food101.requests if "/cdn/" in request]) <= 1
+
+
 def test_any_kind_of_image_becomes_three_channels():
     kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"),
              ("P", "PNG"), ("P", "GIF")]  # fmt: skip
@@ -183,11 +197,11 @@ def test_twin_has_the_real_datas_form(twin):
     first, *_, last = twin[[75_749 % 16, *range(16), 75_749]].to_pylist()
     assert set(last["image"]) == {"bytes", "path"}
     assert last["image"]["bytes"] == first["image"]["bytes"]
-    assert all(0 <= label < script.NUM_CLASSES for label in twin[:16]["label"].to_pylist())
+    assert all(0 <= label < script.EXPERIMENT.classes for label in twin[:16]["label"].to_pylist())
 
 
 def test_loader_yields_every_row_once_in_another_order_beside_its_label():
-    levels = list(range(70))
+    levels = list(range(72))
     images = [{"bytes": picture("L", 3 * level, "PNG"), "path": None} for level in levels]
     rows = Dataset.from_dict({"image": images, "label": levels}).with_format("arrow")
     loader = script.make_loader(rows, 4, CPU)
@@ -200,7 +214,7 @@ def test_loader_yields_every_row_once_in_another_order_beside_its_label():
             assert torch.equal(pictures, (3 * labels).byte().view(-1, 1, 1, 1).expand_as(pictures))
             seen += labels.tolist()
         assert sorted(seen) == levels and seen != levels
-        assert len(labels) == 2
+        assert len(labels) == 4
 
 
 def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):

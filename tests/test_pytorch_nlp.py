@@ -28,6 +28,7 @@ from harness.clock import Clock
 from harness.frameworks import pytorch
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "film", "good", "bad", "##ly", "and", "the", "plot"]
 TINY = dict(vocab_size=64, dim=32, hidden_dim=64, n_heads=2, n_layers=3)
@@ -78,9 +79,10 @@ def use_hub(monkeypatch, url: str) -> None:
 def imdb(hub, tmp_path, monkeypatch):
     """The loopback Hub with both repositories; this process, too, is told to use it."""
     use_hub(monkeypatch, hub.url)
+    monkeypatch.setattr(script, "EXPERIMENT", dataclasses.replace(script.EXPERIMENT, samples=70))
     hub.add("dataset", "stanfordnlp/imdb", {
         "plain_text/train-00000-of-00001.parquet": parquet(reviews(70)),
-        "plain_text/test-00000-of-00001.parquet": parquet(reviews(24)),
+        "plain_text/test-00000-of-00001.parquet": parquet(reviews(70)),
         "plain_text/unsupervised-00000-of-00001.parquet": b"never asked for",
     })  # fmt: skip
     hub.add("model", "distilbert/distilbert-base-uncased", tiny_distilbert(tmp_path / "tiny"))
@@ -101,17 +103,21 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     cwd, scratch = tmp_path / "cwd", tmp_path / "scratch"
     cwd.mkdir()
     scratch.mkdir()
+    small = tmp_path / "small" / Path(script.__file__).name  # the script, of as few reviews
+    small.parent.mkdir()
+    small.write_text(Path(script.__file__).read_text().replace("samples=25_000", "samples=70"))
     done = subprocess.run(
-        [sys.executable, script.__file__, "--batch_sizes=16", "--epochs=2", "--evaluate",
+        [sys.executable, small, "--batch_sizes=16", "--epochs=2", "--evaluate",
          "--data=real", "--device=cpu", "--data_dir=../data", "--results_dir=../results",
          "--machine_name=M"],
-        cwd=cwd, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True,
+        cwd=cwd, env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
     )  # fmt: skip
     path = tmp_path / "results/results_pytorch_nlp/M_imdb_distilbert_512_pytorch_results.csv"
     (row,) = csv.DictReader(path.read_text().splitlines())
     assert (row["status"], done.returncode) == ("ok", 0), done.stderr
     assert (row["data"], row["weights"]) == ("real", "pretrained")
-    assert (row["transformers"], row["steps_per_epoch"]) == (transformers.__version__, "5")
+    assert (row["transformers"], row["steps_per_epoch"]) == (transformers.__version__, "4")
     assert 0.4 <= float(row["test_accuracy"]) <= 1
     assert all(float(row[name]) > 0 for name in
                ("samples_per_second", "compute_samples_per_second", "tflops_per_second",
@@ -119,7 +125,7 @@ def test_script_downloads_trains_and_writes_nothing_elsewhere(imdb, tmp_path):
     assert "'loss'" not in done.stdout and "train_runtime" not in done.stdout
     assert list(cwd.iterdir()) == []
     assert [path.suffix for path in scratch.iterdir()] in ([], [".lock"])
-    known = {"cwd", "scratch", "tiny", "data", "results", "hf_home"}
+    known = {"cwd", "scratch", "tiny", "small", "data", "results", "hf_home"}
     assert {path.name for path in tmp_path.iterdir()} <= known
     assert not any("unsupervised" in request for request in imdb.requests)
 
@@ -149,11 +155,17 @@ def test_tokens_are_those_of_the_reviews(imdb, options):
 
 
 def test_long_reviews_are_cut_to_512_tokens(imdb, options):
-    long = {"text": ["film " * 600], "label": [0]}
+    long = {"text": ["film " * 600] * 70, "label": [0] * 70}
     imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet(long)})
     options.data = script.prepare(options)["data"]
-    (review,) = script.load_tokens(options, "train")
+    review = script.load_tokens(options, "train")[0]
     assert len(review["input_ids"]) == 512 and review["input_ids"][-1] == SPECIAL.index("[SEP]")
+
+
+def test_reviews_that_are_not_all_there_are_an_error(imdb, options):
+    imdb.add("dataset", "stanfordnlp/imdb", {"plain_text/train-0.parquet": parquet(reviews(69))})
+    with pytest.raises(utils.UserError, match="train has 69 samples there instead of 70; delete"):
+        script.prepare(options)
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "unreachable"])
@@ -296,7 +308,7 @@ def test_probe_teaches_nothing(options, tmp_path):
         group["lr"] = 1.0
     before = [value.clone() for value in trainer.model.parameters()]
     harness.frameworks.trainer.make_train_step(
-        trainer, harness.frameworks.trainer.full_batches(trainer, 16)
+        trainer, harness.frameworks.trainer.probe_batches(trainer)
     )()
     for old, new in zip(before, trainer.model.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -319,7 +331,7 @@ def tiny_trainer(options, tmp_path, batch_size, samples=70):
 
 
 def run_with_clock(options, tmp_path, **clock_arguments) -> Clock:
-    """Two epochs of 70 reviews in batches of 16: 4 full ones and one of 6."""
+    """Two epochs of 70 reviews in batches of 16: 4 full ones; the other 6 are left out."""
     options.epochs = 2
     trainer = tiny_trainer(options, tmp_path, 16)
     clock = Clock(16, 70, 2, **clock_arguments)
@@ -329,17 +341,17 @@ def run_with_clock(options, tmp_path, **clock_arguments) -> Clock:
     return clock
 
 
-def test_smaller_last_batch_is_counted_as_it_is(options, tmp_path, monkeypatch):
+def test_smaller_last_batch_is_left_out_and_its_time_is_counted(options, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.clock.WINDOW_SECONDS", 0)
     ticks = iter(range(10_000))
     tick = lambda: float(next(ticks))  # noqa: E731
     clock = run_with_clock(options, tmp_path, synchronize=lambda: None, now=tick)
-    assert (clock.steps, clock.samples) == (10, 140)
-    assert [window.samples for window in clock.windows] == [6, 16, 16, 16, 16, 6]
-    assert [window.whole for window in clock.windows] == [False, True, True, True, True, False]
-    # 16 samples in 2 ticks; with the smaller batches it would be less.
-    assert clock.measurement()["samples_per_second"] == 8
-    assert not clock.measurement()["extrapolated"]
+    assert (clock.steps, clock.samples) == (8, 128)
+    assert [window.samples for window in clock.windows] == [16, 16, 16, 16]
+    row = clock.measurement()
+    # 16 samples in 2 ticks.
+    assert (row["samples_per_second"], row["extrapolated"], row["steps_per_epoch"]) == (8, False, 4)
+    assert row["avg_time_per_epoch"] == clock.total_seconds / 128 * 70
 
 
 def test_longer_texts_are_more_work(monkeypatch):
@@ -363,12 +375,12 @@ def test_padded_tokens_are_counted(options, tmp_path):
     trainer = tiny_trainer(options, tmp_path, 16)
     longest = max(len(review["input_ids"]) for review in trainer.train_dataset)
     trainer.train()
-    assert 6 <= trainer.tokens_of_step <= 6 * longest
+    assert 16 <= trainer.tokens_of_step <= 16 * longest
     lengths = {
-        batch["input_ids"].numel() for batch in harness.frameworks.trainer.full_batches(trainer, 16)
+        batch["input_ids"].numel() for batch in harness.frameworks.trainer.probe_batches(trainer)
     }
     step = harness.frameworks.trainer.make_train_step(
-        trainer, harness.frameworks.trainer.full_batches(trainer, 16)
+        trainer, harness.frameworks.trainer.probe_batches(trainer)
     )
     assert step() in lengths
 

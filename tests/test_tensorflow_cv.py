@@ -189,8 +189,8 @@ def test_food101_is_built_once_then_read_offline(food101_server, options):
 
 def test_food101s_batches_are_decoded_and_resized(food101_server, options):
     options.data = food101.prepare(options)["data"]
-    batches = list(food101.make_batches(food101.load_data(options), 3))
-    assert [images.shape for images, _ in batches] == [(3, 224, 224, 3), (1, 224, 224, 3)]
+    batches = list(food101.make_batches(food101.load_data(options), 2))
+    assert [images.shape for images, _ in batches] == [(2, 224, 224, 3)] * 2
     images = np.concatenate([images for images, _ in batches])
     assert images.dtype == np.uint8
     assert sorted(images.mean(axis=(1, 2, 3)).round()) == [50, 50, 200, 200]
@@ -287,6 +287,6 @@ def test_food101_trains_on_the_twin(options, monkeypatch):
     options.data, options.max_seconds = "synthetic", 1
     assert food101.prepare(options)["data"] == "synthetic"
     row = food101.measure(8, options)
-    assert row["steps_per_epoch"] == -(-75_750 // 8) and row["extrapolated"]
+    assert row["steps_per_epoch"] == 75_750 // 8 and row["extrapolated"]
     assert row["avg_time_per_epoch"] > 0 and row["tflops_per_second"] > 0
     assert row["compute_samples_per_second"] > 0

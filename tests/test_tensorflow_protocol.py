@@ -137,20 +137,20 @@ def test_max_seconds_ends_within_an_epoch(options):
     assert row["steps_per_epoch"] == 50_000 and row["train_loss"] < 1
 
 
-def test_last_smaller_batch_counts_what_it_holds(options):
-    counted = []
-    step = tensorflow.Clock.step
-
-    def count(clock, samples):
-        counted.append(samples)
-        return step(clock, samples)
-
+def test_smaller_last_batch_is_left_out_and_its_time_is_counted(options):
+    clocks = []
+    measured = tensorflow.Clock.measurement
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorflow, "probe_device", lambda *arguments: 1.0)
-        patch.setattr(tensorflow.Clock, "step", count)
+        patch.setattr(
+            tensorflow.Clock, "measurement", lambda clock: clocks.append(clock) or measured(clock)
+        )
         options.epochs = 2
-        measure_tiny(options, batch_size=32, samples=70)
-    assert counted == [32, 32, 6] * 2
+        row = measure_tiny(options, batch_size=32, samples=70)
+    (clock,) = clocks
+    assert (clock.steps, clock.samples, row["steps_per_epoch"]) == (4, 128, 2)
+    assert not row["extrapolated"]
+    assert row["avg_time_per_epoch"] == pytest.approx(clock.total_seconds / 128 * 70)
 
 
 def test_flops_are_those_of_the_model(options):
@@ -185,12 +185,12 @@ def test_batch_larger_than_the_data_is_an_error_that_says_so(options):
         measure_tiny(options, batch_size=512)
 
 
-def test_batches_hold_every_sample_once():
+def test_full_batches_hold_every_sample_at_most_once():
     features, labels = np.arange(70, dtype=np.int32).reshape(70, 1), np.arange(70)
     batches = list(tensorflow.in_memory_batches(features, labels, 32))
-    assert [len(labels) for _, labels in batches] == [32, 32, 6]
-    seen = np.concatenate([labels for _, labels in batches])
-    assert sorted(seen) == list(range(70)) and list(seen) != list(range(70))
+    assert [len(labels) for _, labels in batches] == [32, 32]
+    seen = np.concatenate([labels for _, labels in batches]).tolist()
+    assert len(set(seen)) == 64 and set(seen) <= set(range(70)) and seen != sorted(seen)
     assert all(np.array_equal(features[:, 0], labels) for features, labels in batches)
 
 
@@ -223,6 +223,7 @@ def metal(monkeypatch):
     monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
+    monkeypatch.setattr(tensorflow.Device, "name", "/CPU:0")
 
 
 def test_metal_is_mps_and_refuses_to_compile(options, metal):
@@ -267,14 +268,13 @@ def test_card_is_named_as_pytorch_names_it(options, monkeypatch):
     details = {"device_name": "NVIDIA TITAN RTX", "compute_capability": (7, 5)}
     monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    report = "NVIDIA GeForce GT 710, 2048\nNVIDIA TITAN RTX, 24576\n"
-    monkeypatch.setattr("harness.machine.output_of", lambda *command: report)
+    monkeypatch.setattr(tensorflow, "card_bytes", lambda index: 24_576 * 2**20)
     facts = tensorflow.facts(tensorflow.Device("cuda"))
     assert (facts["machine"], facts["device"]) == (
         "NVIDIA_TITAN_RTX_24GB",
         "cuda (NVIDIA TITAN RTX)",
     )
-    monkeypatch.setattr("harness.machine.output_of", lambda *command: "")
+    monkeypatch.setattr(tensorflow, "card_bytes", lambda index: None)
     assert tensorflow.facts(tensorflow.Device("cuda"))["machine"] == "NVIDIA_TITAN_RTX"
 
 

@@ -1,12 +1,14 @@
 """The one PyTorch protocol: device, precision, training loop, device-only probe, memory, FLOPs."""
 
 import contextlib
+import math
 import warnings
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import harness.machine
+from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.disturbance import Watch
@@ -14,21 +16,20 @@ from harness.energy import energy_meter
 from harness.process import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 def start(options) -> torch.device:
     """Seed, choose the device, and make sure that it does the precision asked for.
-
-    `fp32` is true float32: TF32, which NVIDIA cards otherwise use for convolutions, is off.
 
     Raises:
         UsageError: the device is missing, or cannot compute in the precision.
     """
     device = choose_device(options.device)
     torch.manual_seed(options.seed)
-    torch.backends.fp32_precision = "ieee"
-    torch.backends.cudnn.benchmark = True
+    forbid_tf32()
     require_precision(device, options.precision)
+    torch.backends.cudnn.benchmark = True
     return device
 
 
@@ -51,18 +52,68 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def forbid_tf32() -> None:
+    """`fp32` is true float32: NVIDIA cards otherwise use TF32 for convolutions, some for products.
+
+    Both of PyTorch's interfaces are told. The newer one is missing before PyTorch 2.9; there and in
+    a few later versions its general setting does not reach convolutions
+    (github.com/pytorch/pytorch/issues/179445), and in none does it reach products where an
+    environment variable allows TF32. With the newer one alone, reading the older one raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions call the older interface deprecated
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    if hasattr(torch.backends, "fp32_precision"):
+        cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+        for part in (torch.backends, cuda.matmul, cudnn.conv, cudnn.rnn):
+            part.fp32_precision = "ieee"
+
+
 def require_precision(device: torch.device, precision: str) -> None:
-    """Raises UsageError unless autocast really computes in `precision` on `device`."""
-    matrix = torch.ones(8, 8, device=device)
+    """Raises UsageError unless `device` really multiplies and convolves in `precision`."""
+    on_nvidia = device.type == "cuda" and not torch.version.hip
+    if precision == "bf16" and on_nvidia and not has_bf16(torch.cuda.get_device_capability(device)):
+        raise UsageError(
+            f"--precision=bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, "
+            "PyTorch would make do with float32; use fp16 or fp32"
+        )
     try:
-        # An unsupported type only warns, and computes in float32.
-        with warnings.catch_warnings(), autocast(device, precision):
-            warnings.simplefilter("ignore")
-            computed_in = (matrix @ matrix).dtype
+        results = fine_products(device, precision)
     except RuntimeError:
-        computed_in = None
-    if computed_in != DTYPES[precision]:
+        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+    if any(result.dtype != DTYPES[precision] for result in results):
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32")
+    if precision == "fp32" and any((result - FINE).abs().max() > 2**-14 for result in results):
+        raise UsageError(
+            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
+            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
+        )
+
+
+def fine_products(device: torch.device, precision: str) -> list[torch.Tensor]:
+    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+
+    They are large enough for the kernels that a training uses.
+    """
+    matrix = torch.full((512, 512), FINE, device=device)
+    images = torch.full((4, 64, 16, 16), FINE, device=device)
+    kernel = torch.ones(64, 64, 3, 3, device=device)
+    # An unsupported type only warns, and computes in float32.
+    with warnings.catch_warnings(), autocast(device, precision):
+        warnings.simplefilter("ignore")
+        product = matrix @ torch.ones_like(matrix)
+        convolved = torch.nn.functional.conv2d(images, kernel)
+    return [product / len(matrix), convolved / kernel[0].numel()]
+
+
+def has_fused_adam(device: torch.device, precision: str) -> bool:
+    """Whether Adam may update all tensors in one kernel there; one by one they keep MPS waiting.
+
+    Before PyTorch 2.14 the kernel of MPS heeds neither the scale nor the infinities of fp16's
+    GradScaler (github.com/pytorch/pytorch/pull/186360).
+    """
+    return not (device.type == "mps" and precision == "fp16")
 
 
 def autocast(device: torch.device, precision: str):
@@ -120,7 +171,7 @@ def measure_training(
     options,
     warmup_steps: int = WARMUP_STEPS,
 ) -> dict:
-    """Train an image classifier under the shared clock, then probe the device alone.
+    """Train an image classifier under the shared clock, then probe it without its pipeline.
 
     Args:
         loader: yields uint8 images (N, 3, H, W) and int64 labels (N,) on the host.
@@ -143,10 +194,9 @@ def measure_training(
         warmup_steps,
         watch=Watch(device.type, device.index or 0),
     )
-    batch, loss = train(train_step, loader, options.epochs, clock)
-    images, labels = (part.to(device) for part in batch)
+    (images, labels), loss = train(train_step, loader, options.epochs, clock, device)
 
-    def train_step_on_device():
+    def train_step_on_same_batch():
         train_step(images, labels)
         return batch_size
 
@@ -154,7 +204,7 @@ def measure_training(
         clock,
         loss.item(),
         device,
-        train_step=train_step_on_device,
+        train_step=train_step_on_same_batch,
         # Two samples are enough: the work of a step grows with the batch.
         backward=lambda: forward_loss(model, images[:2], labels[:2]).backward(),
         backward_work=len(images[:2]),
@@ -165,7 +215,7 @@ def make_steps(model, loss_function, optimizer, device, options):
     """Two functions: the loss of a network on a batch, and one optimizer update of `model`."""
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format).train()
-    # Static shapes: the last, smaller batch must not switch the full ones to dynamic kernels.
+    # All batches have one shape, for which the kernels are compiled.
     forward = torch.compile(model, dynamic=False) if options.compile else model
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     # From pinned memory on CUDA only: on MPS such a copy may read memory that is already reused
@@ -189,11 +239,11 @@ def make_steps(model, loss_function, optimizer, device, options):
     return forward_loss, train_step
 
 
-def train(train_step, loader, epochs: int, clock: Clock):
+def train(train_step, loader, epochs: int, clock: Clock, device: torch.device):
     """Train for `epochs`, or until the clock says that the time is up.
 
     Returns:
-        A full batch, and the mean loss (a scalar tensor) of the last epoch's steps.
+        A batch in the host's memory, and the mean loss (a scalar tensor) of the last epoch's steps.
     """
     clock.start()
     for _ in range(epochs):
@@ -205,31 +255,49 @@ def train(train_step, loader, epochs: int, clock: Clock):
             steps += 1
             if steps == 1:
                 # A copy, because a loader may use a batch's memory again.
-                full_batch = [part.clone() for part in batch]
+                kept = [host_copy(part, device) for part in batch]
             time_is_up = clock.step(len(batch[1]))
+            if clock.steps == 1:
+                forget_trials(device)
             if time_is_up:
                 break
         if time_is_up:
             break
     clock.stop()
-    return full_batch, losses / steps
+    return kept, losses / steps
+
+
+def host_copy(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy in the host's memory, which is pinned where loaders pin their batches: on CUDA."""
+    copy = torch.empty_like(part, device="cpu", pin_memory=device.type == "cuda")
+    return copy.copy_(part)
+
+
+def forget_trials(device: torch.device) -> None:
+    """Count the peak of memory anew after the first step, in which cuDNN tries its algorithms.
+
+    What they need for that may be several times what the chosen ones do.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def complete_row(clock, train_loss, device, train_step, backward, backward_work) -> dict:
     """The measured columns of a row, once the clock has stopped.
 
     Args:
-        train_step: one optimizer update on a full batch that already lies on the device; returns
-            its work, as the clock was told it.
+        train_step: one optimizer update as in the run, on a batch that lies ready in the host's
+            memory; returns its work, as the clock was told it. The copy to the device is in it,
+            because it is none of the pipeline's doing that MPS finishes all its work first.
         backward: forward and backward pass of the uncompiled model, of so much work as
             `backward_work` says; their floating-point operations are counted.
     """
     row = clock.measurement()
     row["train_loss"] = train_loss
-    row["peak_memory_gb"] = peak_memory_gb(device)
     work_per_sample = clock.work / clock.samples
     speed = probe_device(train_step, clock.batch_size, synchronize(device))
     row["compute_samples_per_second"] = speed / work_per_sample
+    row["peak_memory_gb"] = peak_memory_gb(device)
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
         flops_per_sample = count_flops(backward) / backward_work * work_per_sample
@@ -239,13 +307,33 @@ def complete_row(clock, train_loss, device, train_step, backward, backward_work)
 
 def count_flops(step) -> int:
     """Floating-point operations of `step`: matrix products and convolutions, both passes."""
-    with FlopCounterMode(display=False) as counter:
+    unknown_to_it = {torch.ops.aten.linear_backward: linear_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=unknown_to_it) as counter:
         step()
     return counter.get_total_flops()
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size."""
-    if device.type != "cpu":
+def linear_backward_flops(_, gradient_shape, weight_shape, wanted, **__) -> int:
+    """Of `aten.linear_backward`, one operation on MPS, where other devices have matrix products.
+
+    Args:
+        gradient_shape: of the result's gradient, (..., out).
+        weight_shape: (out, in).
+        wanted: which gradients: of the input, the weight, the bias. The last one is a sum.
+    """
+    return 2 * math.prod(gradient_shape) * weight_shape[1] * sum(wanted[:2])
+
+
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
+
+    None where this PyTorch does not count it, as on MPS before 2.14.
+    """
+    if device.type == "cpu":
+        return harness.machine.peak_resident_gb()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
         return torch.accelerator.max_memory_allocated() / 1e9
-    return harness.machine.peak_resident_gb()
+    except (AttributeError, RuntimeError):
+        return None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import harness.machine
+from harness.cards import card_bytes, has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.disturbance import Watch
@@ -76,7 +77,10 @@ with silent_start():
 
 import keras  # noqa: E402 - loads TensorFlow too, but not silently
 
-DTYPES = {"bf16": tf.bfloat16, "fp16": tf.float16}
+from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402 - likewise
+
+DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
+FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
@@ -99,7 +103,8 @@ def start(options) -> Device:
     """Seed, choose the device, and make sure that it does what is asked for.
 
     `fp32` is true float32: TF32, which NVIDIA cards otherwise use, is off. Keras would compile with
-    XLA wherever it can; here it does so for --compile only (`jit_compile=options.compile`).
+    XLA wherever it can; here it does so for --compile only (`jit_compile=options.compile`). What
+    the user's own keras.json says of number format and image layout is not heeded.
 
     Raises:
         UsageError: the device is missing, cannot compute in the precision, or cannot compile.
@@ -108,6 +113,9 @@ def start(options) -> Device:
     if options.compile and device.type == "mps":
         raise UsageError("--compile: XLA does not run on Metal; measure without it")
     keras.utils.set_random_seed(options.seed)
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
     tf.config.experimental.enable_tensor_float_32_execution(False)
     require_precision(device, options.precision)
     keras.config.set_dtype_policy(POLICIES[options.precision])
@@ -145,17 +153,47 @@ def cuda_hint() -> str:
 
 
 def require_precision(device: Device, precision: str) -> None:
-    """Raises UsageError unless `device` convolves and differentiates in `precision`."""
-    if precision == "fp32":
-        return
+    """Raises UsageError unless `device` itself does what a training needs in `precision`."""
+    if device.type == "cuda" and precision == "bf16":
+        details = tf.config.experimental.get_device_details(GPUS[device.index])
+        if not has_bf16(details.get("compute_capability", (8, 0))):
+            raise UsageError(
+                f"--precision=bf16: {details['device_name']} has no bf16 arithmetic, TensorFlow "
+                "would make do with float32; use fp16 or fp32"
+            )
+    # Otherwise the processor quietly does what the device has no kernel for.
+    softly = tf.config.get_soft_device_placement()
+    tf.config.set_soft_device_placement(False)
     try:
-        with tf.device(device.name), tf.GradientTape() as tape:
-            kernel = tf.ones((3, 3, 4, 4), DTYPES[precision])
-            tape.watch(kernel)
-            image = tf.nn.conv2d(tf.ones((1, 8, 8, 4), DTYPES[precision]), kernel, 1, "SAME")
-        tape.gradient(image, kernel)
+        with tf.device(device.name):
+            results = fine_products(DTYPES[precision])
     except tf.errors.OpError:
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+    finally:
+        tf.config.set_soft_device_placement(softly)
+    if precision == "fp32" and any(abs(result.numpy() - FINE).max() > 2**-14 for result in results):
+        raise UsageError(
+            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
+            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
+        )
+
+
+def fine_products(dtype: tf.DType) -> list[tf.Tensor]:
+    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+
+    They are large enough for the kernels that a training uses, and are differentiated; a batch
+    normalization follows, as in most networks.
+    """
+    fine = tf.constant(FINE, dtype)
+    matrix, images = tf.fill((512, 512), fine), tf.fill((4, 16, 16, 64), fine)
+    kernel, ones = tf.ones((3, 3, 64, 64), dtype), tf.ones((512, 512), dtype)
+    scale = tf.ones(64)  # statistics are float32 in every precision
+    with tf.GradientTape() as tape:
+        tape.watch([kernel, ones])
+        product, convolved = matrix @ ones, tf.nn.conv2d(images, kernel, 1, "VALID")
+        normalized, *_ = tf.compat.v1.nn.fused_batch_norm(convolved, scale, scale)
+    tape.gradient([product, normalized], [ones, kernel])
+    return [product / 512, convolved / (3 * 3 * 64)]
 
 
 def prepare(options, fetch) -> dict:
@@ -178,7 +216,7 @@ def facts(device: Device) -> dict:
     if device.type == "cuda":
         details = tf.config.experimental.get_device_details(GPUS[device.index])
         name = details.get("device_name", "CUDA_GPU")
-        size = card_bytes(name)
+        size = card_bytes(device.index)
     return {
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
@@ -187,22 +225,11 @@ def facts(device: Device) -> dict:
     }
 
 
-def card_bytes(name: str) -> int | None:
-    """Memory of the NVIDIA card of that name, from its driver, because TensorFlow does not tell."""
-    query = "--query-gpu=name,memory.total"
-    report = harness.machine.output_of("nvidia-smi", query, "--format=csv,noheader,nounits")
-    for line in report.splitlines():
-        card, _, mebibytes = line.rpartition(", ")
-        if card == name and mebibytes.isdigit():
-            return int(mebibytes) * 2**20
-    return None
-
-
 # Data
 
 
 def in_memory_batches(features, labels, batch_size: int):
-    """Shuffled batches of arrays (N, ...) and (N,) as a `tf.data.Dataset`.
+    """Shuffled full batches of arrays (N, ...) and (N,) as a `tf.data.Dataset`.
 
     Indices are shuffled and batched, then a whole batch is gathered at once: nothing is done per
     sample that costs more than counting.
@@ -210,7 +237,8 @@ def in_memory_batches(features, labels, batch_size: int):
     # On the host, because the pipeline runs there whichever device trains.
     with tf.device("/CPU:0"):
         features, labels = tf.constant(features), tf.constant(labels)
-    indices = tf.data.Dataset.range(len(labels)).shuffle(len(labels)).batch(batch_size)
+    indices = tf.data.Dataset.range(len(labels)).shuffle(len(labels))
+    indices = indices.batch(batch_size, drop_remainder=True)
     batches = indices.map(lambda chosen: (tf.gather(features, chosen), tf.gather(labels, chosen)))
     return batches.prefetch(WARMUP_STEPS)
 
@@ -239,19 +267,20 @@ class TimedFit(keras.callbacks.CallbackList):
     one execution would hide the edges of the windows too.
     """
 
-    def __init__(self, model, clock: Clock):
+    def __init__(self, model, clock: Clock, device: Device):
         super().__init__(add_history=True, model=model)
         self.clock = clock
+        self.device = device
         self.loss = None
 
     def on_train_begin(self, logs=None):
         self.clock.start()
 
     def on_train_batch_end(self, batch, logs=None):
-        """`batch` counts from 0 in every epoch."""
-        rest = self.clock.samples_per_epoch - batch * self.clock.batch_size
-        if self.clock.step(min(self.clock.batch_size, rest)):
+        if self.clock.step(self.clock.batch_size):
             self.model.stop_training = True
+        if self.clock.steps == 1:
+            forget_trials(self.device)
 
     def on_epoch_end(self, epoch, logs=None):
         self.loss = logs["loss"]
@@ -264,10 +293,10 @@ def measure_training(
     model, dataset, samples: int, device: Device, batch_size: int, options,
     warmup_steps: int = WARMUP_STEPS,
 ) -> dict:  # fmt: skip
-    """Train a compiled classifier under the shared clock, then probe the device alone.
+    """Train a compiled classifier under the shared clock, then probe it without its pipeline.
 
     Args:
-        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,).
+        dataset: a `tf.data.Dataset` of one epoch: full batches of features and of labels (N,).
         samples: of one epoch.
         warmup_steps: steps after the first one that the steady rate leaves out.
 
@@ -286,20 +315,22 @@ def measure_training(
         warmup_steps,
         watch=Watch(device.type, device.index),
     )
-    timed = TimedFit(model, clock)
+    timed = TimedFit(model, clock, device)
     dataset = without_autotuning(dataset)
     model.fit(dataset, epochs=options.epochs, verbose=0, shuffle=False, callbacks=timed)
     row = clock.measurement()
     row["train_loss"] = float(timed.loss)
-    row["peak_memory_gb"] = peak_memory_gb(device)
-    with tf.device(device.name):
-        ((features, labels),) = [map(tf.identity, batch) for batch in dataset.take(1)]
+    ((features, labels),) = dataset.take(1)
+    # Through an iterator, as in the run: there a step's batch comes from the host, and its loss
+    # goes back to it, which is none of the pipeline's doing.
+    ready = iter(without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat()))
 
     def train_step():
-        model.train_function([(features, labels)])
+        model.train_function(ready)
         return batch_size
 
     row["compute_samples_per_second"] = probe_device(train_step, batch_size, synchronize(model))
+    row["peak_memory_gb"] = peak_memory_gb(device)
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
         row["tflops_per_second"] = count_flops(model, features, labels) / batch_size * rate / 1e12
@@ -315,68 +346,23 @@ def synchronize(model):
     return weight.numpy
 
 
+def forget_trials(device: Device) -> None:
+    """Count the peak of memory anew after the first step, in which cuDNN tries its algorithms.
+
+    What they need for that may be several times what the chosen ones do.
+    """
+    if device.type == "cuda":
+        tf.config.experimental.reset_memory_stats("GPU:0")
+
+
 def peak_memory_gb(device: Device) -> float | None:
     """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
 
-    None where TensorFlow does not tell, as on Metal.
+    None where TensorFlow does not tell; on Metal it says 0.
     """
     if device.type == "cpu":
         return harness.machine.peak_resident_gb()
     try:
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9 or None
     except (ValueError, RuntimeError, tf.errors.OpError):
         return None
-
-
-# Floating-point operations
-
-
-def count_flops(model, features, labels) -> int:
-    """Operations of a forward and backward pass: matrix products and convolutions, from shapes.
-
-    A multiplication and an addition are two operations. The pass is traced, not run; what no
-    gradient depends on (such as the gradient of the first convolution's input) is not counted.
-    """
-
-    @tf.function
-    def gradients(features, labels):
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(features, labels, model(features, training=True))
-        return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-
-    graph = gradients.get_concrete_function(features, labels).graph
-    total, seen = 0, set()
-    waiting = [tensor.op for tensor in graph.outputs]
-    while waiting:
-        operation = waiting.pop()
-        if operation.name not in seen:
-            seen.add(operation.name)
-            total += flops(operation)
-            waiting += [tensor.op for tensor in operation.inputs]
-    return total
-
-
-def flops(operation) -> int:
-    """Operations of one node of a graph whose shapes are known; 0 if it multiplies nothing."""
-    shapes = [tensor.shape for tensor in operation.inputs]
-    if operation.type in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"):
-        # All three multiply every element of the convolution's result with a filter's patch.
-        kernel, result = {
-            "Conv2D": (shapes[1], operation.outputs[0].shape),
-            "Conv2DBackpropInput": (shapes[1], shapes[-1]),
-            "Conv2DBackpropFilter": (operation.outputs[0].shape, shapes[-1]),
-        }[operation.type]
-        return 2 * math.prod(result) * math.prod(kernel[:3])
-    if operation.type == "MatMul":
-        shared = shapes[0][0 if operation.get_attr("transpose_a") else 1]
-        return 2 * math.prod(operation.outputs[0].shape) * shared
-    if operation.type.startswith("BatchMatMul"):
-        shared = shapes[0][-2 if operation.get_attr("adj_x") else -1]
-        return 2 * math.prod(operation.outputs[0].shape) * shared
-    if operation.type == "Einsum" and len(shapes) == 2:
-        terms = operation.get_attr("equation").decode().partition("->")[0].split(",")
-        sizes = {}
-        for term, shape in zip(terms, shapes, strict=True):
-            sizes |= zip(term, shape, strict=True)
-        return 2 * math.prod(sizes.values())
-    return 0

@@ -8,12 +8,19 @@ import itertools
 import os
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.clock import Clock
 from harness.disturbance import Watch
 from harness.energy import energy_meter
-from harness.frameworks.pytorch import complete_row, synchronize
+from harness.frameworks.pytorch import (
+    complete_row,
+    forget_trials,
+    has_fused_adam,
+    host_copy,
+    synchronize,
+)
 from harness.process import tell
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
@@ -51,7 +58,9 @@ def training_arguments(batch_size, options, device, scratch, **hyperparameters):
         fp16=options.precision == "fp16",
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=on_cuda,
+        dataloader_drop_last=True,  # as in every training here: all batches have one size
         accelerator_config={"non_blocking": on_cuda},
+        optim="adamw_torch" + "_fused" * has_fused_adam(device, options.precision),
         # Read back once per epoch; the filter would read every step's loss.
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
@@ -84,11 +93,10 @@ class ClockCallback(TrainerCallback):
         self.clock.start()
 
     def on_step_end(self, args, state, control, **_):
-        clock = self.clock
-        left_of_epoch = clock.samples_per_epoch - clock.samples % clock.samples_per_epoch
-        samples = min(clock.batch_size, left_of_epoch)
-        if clock.step(samples, self.trainer.tokens_of_step):
+        if self.clock.step(self.clock.batch_size, self.trainer.tokens_of_step):
             control.should_training_stop = True
+        if self.clock.steps == 1:
+            forget_trials(args.device)
 
     def on_prediction_step(self, args, state, control, **_):
         tell("evaluating")
@@ -101,7 +109,7 @@ class ClockCallback(TrainerCallback):
 
 
 def measure_training(trainer: TokenCountingTrainer, device: torch.device, options) -> dict:
-    """Train under the shared clock, then probe the device alone; returns the measured columns.
+    """Train under the shared clock, then probe without the loader; returns the measured columns.
 
     The model is left as the training left it: the probe's learning rate is 0.
     """
@@ -124,7 +132,7 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
     trainer.add_callback(ClockCallback(clock, trainer))
     trainer.train()
     train_loss = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
-    batches = full_batches(trainer, batch_size)
+    batches = probe_batches(trainer)
     return complete_row(
         clock,
         train_loss,
@@ -135,23 +143,27 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
     )
 
 
-def full_batches(trainer: Trainer, batch_size: int) -> list[dict]:
-    """Up to PROBE_BATCHES full batches, on the device."""
+def probe_batches(trainer: Trainer) -> list[dict]:
+    """Up to PROBE_BATCHES batches, in the host's memory."""
     batches = itertools.islice(trainer.get_train_dataloader(), PROBE_BATCHES)
-    return [batch for batch in batches if len(batch["labels"]) == batch_size]
+    device = trainer.args.device
+    return [{name: host_copy(part, device) for name, part in batch.items()} for batch in batches]
 
 
 def make_train_step(trainer: Trainer, batches: list[dict]):
     """One update as Trainer makes it, on the next of `batches` in turn; nothing is learnt.
 
-    It returns the number of tokens, padding included.
+    A batch is copied to the device as Trainer's loader does it. The update returns the number of
+    tokens, padding included.
     """
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
     next_batch = itertools.cycle(batches)
+    device, asynchronous = trainer.args.device, trainer.args.accelerator_config.non_blocking
 
     def train_step():
-        trainer.training_step(trainer.model_wrapped, next(next_batch))
+        batch = send_to_device(next(next_batch), device, non_blocking=asynchronous)
+        trainer.training_step(trainer.model_wrapped, batch)
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.model_wrapped.zero_grad()
@@ -169,7 +181,8 @@ def backward_of_first_samples(model, batches: list[dict]) -> None:
     fused = model.config._attn_implementation
     model.set_attn_implementation("eager")
     for batch in batches:
+        first = {name: part[:1].to(model.device) for name, part in batch.items()}
         # Not through `model(...)`, which may be compiled: compiled operations are not seen.
-        model.forward(**{name: part[:1] for name, part in batch.items()}).loss.backward()
+        model.forward(**first).loss.backward()
     model.zero_grad()
     model.set_attn_implementation(fused)
