@@ -11,7 +11,7 @@ env: $(READY)
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		{ echo 'Python 3.11 or 3.12 is needed: make PYTHON=python3.11 $(MAKECMDGOALS)'; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(PY) -m pip install --quiet --upgrade uv
 	@echo 'Installing the packages of requirements.txt (llama-cpp-python is compiled: some minutes the first time)'
 	$(PY) -m uv pip install --python $(PY) -r requirements.txt

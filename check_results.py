@@ -19,12 +19,14 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from harness.arguments import CommandLine, path_name
 from harness.experiment import Experiment
+from harness.private import named_homes
 from harness.process import UsageError
 from harness.results import COLUMNS, UnreadableResults, read_rows
 from harness.startup import one_line_errors
 from harness.terminal import is_nonsense
-from reporting.experiments import find_experiments, of_file
+from reporting.experiments import find_experiments, of_file, results_files, why_unknown
 
 CHOICES = {
     "status": {"ok", "out_of_memory", "killed", "error"},
@@ -53,11 +55,13 @@ LATER_COLUMNS = set()
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     parser.add_argument(
-        "results_dir", nargs="?", type=Path, default=Path("results"), help="default: %(default)s"
+        "results_dir",
+        nargs="?",
+        type=path_name,
+        default=Path("results"),
+        help="default: %(default)s",
     )
     return parser.parse_args()
 
@@ -66,7 +70,7 @@ def check_folder(results_dir: Path) -> tuple[int, list[str]]:
     """How many files there are, and a line for each problem in them."""
     from reporting.tables import GEEKBENCH_FILE, PRICES_FILE
 
-    files = sorted([*results_dir.rglob("*.csv"), *results_dir.rglob("selfcheck/*.json")])
+    files = sorted([*results_files(results_dir), *results_dir.rglob("selfcheck/*.json")])
     problems = []
     for path in files:
         if path.suffix == ".json":
@@ -95,7 +99,7 @@ def check_results_file(path: Path) -> list[str]:
 
     found = of_file(path, find_experiments())
     if not found:
-        return ["neither folder and name of an experiment's results"]
+        return [why_unknown(path) or "neither folder and name of an experiment's results"]
     experiment, machine = found
     try:
         header, rows = read_rows(path)
@@ -161,6 +165,8 @@ def check_cells(row: dict[str, str], numbers: set[str], flags: set[str]) -> list
                 problems.append(f"{name} is {text}, not in {low:g} to {high:g}")
     if not re.fullmatch(r"\d+\.\d+\.\d+", row["project_version"]):
         problems.append(f"project_version is {row['project_version']!r}")
+    if homes := named_homes(row["error"]):
+        problems.append(f"error names the home folder of {homes[0]!r}: write USER there instead")
     if row["status"] != "ok" and not row["error"]:
         problems.append(f"status is {row['status']!r}, but error is empty")
     return problems + check_time(row["started_at"])

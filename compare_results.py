@@ -21,6 +21,7 @@ import math
 import sys
 from pathlib import Path
 
+from harness.arguments import CommandLine, path_name
 from harness.process import UsageError, UserError
 from harness.startup import one_line_errors
 from reporting.experiments import tag
@@ -38,9 +39,7 @@ def prices(text: str) -> tuple[float, float]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("machines", nargs="*", metavar="MACHINE", help="two names, as --list shows them")
     add("--list", action="store_true", help="name the machines that have results")
@@ -51,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         help='of both, "2000, 3200", if not in prices.csv: adds the ratio of speed per price',
     )
     add("--format", choices=["table", "csv", "markdown", "json"], default="table")
-    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     options = parser.parse_args()
     if not options.list and len(options.machines) != 2:
         parser.error("give two machines, or --list")

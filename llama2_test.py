@@ -30,7 +30,7 @@ import harness.machine
 import harness.twins.gguf
 import utils
 from harness import PROJECT_VERSION
-from harness.arguments import machine_name, whole_number
+from harness.arguments import CommandLine, machine_name, path_name, seed, whole_number
 from harness.frameworks import llama
 from harness.generation import (
     COLUMNS,
@@ -44,6 +44,7 @@ from harness.generation import (
     run_and_collect,
     summarize,
 )
+from harness.launch import require_script
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
 from harness.sweep import save
@@ -99,11 +100,14 @@ QUESTIONS = [
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("--path_to_gguf_model", type=Path, default=Path(DEFAULT_MODEL), help="default: %(default)s")
+    add(
+        "--path_to_gguf_model",
+        type=path_name,
+        default=Path(DEFAULT_MODEL),
+        help="default: %(default)s",
+    )
     add("--num_questions", type=num_questions, default="all", help="all, or 1 to 20")
     add("--num_times_per_question", type=whole_number, default=5, help="default: %(default)s")
     add("--max_tokens", type=whole_number, default=500, help="default: %(default)s")
@@ -113,14 +117,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
     add("--n_threads", type=whole_number, help="default: the (performance) cores")
     add("--flash_attn", action="store_true", help="flash attention")
-    add("--seed", type=whole_number, default=42, help="of every answer; default: %(default)s")
+    add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
     add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
         help="auto: a synthetic twin when the default model cannot be reached")  # fmt: skip
-    add("--data_dir", type=Path, default=Path("data"), help="default: %(default)s")
+    add("--data_dir", type=path_name, default=Path("data"), help="default: %(default)s")
     add("--synthetic_model", choices=list(harness.twins.gguf.ARCHITECTURES), default="llama-2-7b",
         help="which model's twin; default: %(default)s")  # fmt: skip
-    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--verbose", action="store_true", help="show llama.cpp's own log")
     return parser.parse_args()
@@ -262,6 +266,7 @@ def main() -> None:
     options = parse_arguments()
     facts, rows = {}, []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        require_script(measure_all)
         require_writable(options.results_dir)
         options.model_path = find_model(options)
         options.n_threads = options.n_threads or llama.default_threads()

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from harness.arguments import device_name, machine_name, names_of, seconds
+from harness.arguments import CommandLine, device_name, machine_name, names_of, path_name, seconds
 from harness.experiment import Experiment
 from harness.process import UsageError, UserError
 from harness.results import UnreadableResults, read_rows
@@ -43,9 +43,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("--minutes", type=seconds, default=30.0, help="for everything; default: 30")
     add("--only", help='scripts whose names hold one of these, such as "pytorch, llama"')
@@ -53,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", choices=["auto", "real", "synthetic"], default="auto")
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     add("--precisions", type=names_of(PRECISIONS), default="fp32", help='such as "fp32, bf16"')
-    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--share", action="store_true", help="run nothing; bundle what this machine has measured")
     add("--dry_run", action="store_true", help="show the plan, run nothing")

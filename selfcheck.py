@@ -30,18 +30,16 @@ from tqdm import tqdm
 
 import harness.machine
 from harness import PROJECT_VERSION
-from harness.arguments import machine_name
+from harness.arguments import CommandLine, machine_name, path_name
 from harness.process import UserError, run_in_fresh_process
 from harness.startup import ignore_overrides, one_line_errors, require_writable
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     parser.add_argument("--quick", action="store_true", help="shorter runs, wider uncertainty")
-    parser.add_argument("--results_dir", type=Path, default=Path("results"))
+    parser.add_argument("--results_dir", type=path_name, default=Path("results"))
     parser.add_argument("--machine_name", type=machine_name)
     return parser.parse_args()
 

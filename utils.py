@@ -9,16 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.arguments import (
+    CommandLine,
     device_name,
     fraction,
     machine_name,
     names_of,
+    path_name,
     seconds,
+    seed,
     whole_number,
     whole_numbers,
 )
 from harness.awake import stay_awake
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
+from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import UsageError, UserError
 from harness.results import MACHINE_COLUMNS, read_rows
@@ -47,9 +51,7 @@ __all__ = [
 
 def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     """The flags of an experiment; bad usage ends the program with exit code 2."""
-    parser = argparse.ArgumentParser(
-        description=experiment.description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(experiment.description)
     add = parser.add_argument
     if experiment.epochs:
         add("--epochs", type=whole_number, default=experiment.epochs, help="default: %(default)s")
@@ -68,7 +70,7 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--max_seconds", type=seconds, help="end each measurement after this much steady work")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
         help="auto: synthetic when the real data cannot be reached")  # fmt: skip
-    add("--data_dir", type=Path, default=Path("data"), help="default: %(default)s")
+    add("--data_dir", type=path_name, default=Path("data"), help="default: %(default)s")
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     if experiment.epochs:
         add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
@@ -76,8 +78,8 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add_model_flags(parser, experiment)
     for name, meaning in experiment.switches.items():
         add(f"--{name}", action="store_true", help=meaning)
-    add("--seed", type=int, default=42, help="default: %(default)s")
-    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--seed", type=seed, default=42, help="default: %(default)s")
+    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between measurements")
     add("--resume", action="store_true", help="skip what has a good row already")
@@ -110,6 +112,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         stay_awake()
         ignore_overrides()
+        require_script(measure)
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)

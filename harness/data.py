@@ -3,6 +3,8 @@
 import hashlib
 import http.client
 import socket
+import ssl
+import sys
 import threading
 import time
 import urllib.error
@@ -56,7 +58,8 @@ def require_reachable(url: str, timeout: float = 10.0) -> None:
             urllib.request.urlopen(request, timeout=timeout).close()
             problem[0] = None
         except (urllib.error.URLError, OSError) as error:
-            problem[0] = str(getattr(error, "reason", error))
+            reason = getattr(error, "reason", error)
+            problem[0] = f"{reason}{certificate_cure(reason)}"
 
     # In a thread, because a name look-up without network can hang for longer than the timeout.
     thread = threading.Thread(target=ask, daemon=True)
@@ -64,6 +67,16 @@ def require_reachable(url: str, timeout: float = 10.0) -> None:
     thread.join(timeout)
     if problem[0]:
         raise DataUnreachable(f"{url} cannot be reached ({problem[0]})")
+
+
+def certificate_cure(reason) -> str:
+    """What to do where a connection failed for want of certificates; else nothing."""
+    if not isinstance(reason, ssl.SSLCertVerificationError):
+        return ""
+    if sys.platform == "darwin":  # python.org's installer leaves them out
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f'; run "/Applications/Python {version}/Install Certificates.command" once'
+    return "; SSL_CERT_FILE must name a file with your network's certificates"
 
 
 def from_hub(repo_id: str, repo_type: str, patterns: list[str], data_dir: Path) -> Path:
@@ -81,18 +94,24 @@ def from_hub(repo_id: str, repo_type: str, patterns: list[str], data_dir: Path) 
         DataUnreachable: the Hub does not answer, has no such repository, or breaks off.
         UserError: the files cannot be written to `data_dir`.
     """
-    from huggingface_hub import hf_hub_url, snapshot_download
+    from huggingface_hub import get_token, hf_hub_url, snapshot_download
 
     # HTTPError is that of whichever HTTP library this version of the client builds on.
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, XetDownloadError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        XetDownloadError,
+    )
 
-    def download(local_files_only: bool) -> Path:
+    def download(local_files_only: bool = False, token: bool | None = None) -> Path:
         folder = snapshot_download(
             repo_id,
             repo_type=repo_type,
             allow_patterns=patterns,
             cache_dir=data_dir / "hub",
             local_files_only=local_files_only,
+            token=token,
         )
         return Path(folder)
 
@@ -103,7 +122,17 @@ def from_hub(repo_id: str, repo_type: str, patterns: list[str], data_dir: Path) 
     # Asked first, because the Hub's client retries for minutes.
     require_reachable(hf_hub_url(repo_id, "README.md", repo_type=repo_type))
     try:
-        return download(local_files_only=False)
+        try:
+            return download()
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (401, 403) or not get_token():
+                raise
+        # Public data needs none, but is refused to one that has expired.
+        tqdm.write(
+            "The Hugging Face token of this machine is refused and not used: renew it, or unset "
+            "HF_TOKEN and run `hf auth logout`"
+        )
+        return download(token=False)
     except (HTTPError, XetDownloadError, OSError) as error:
         # The client's own errors are OSErrors too, but only the system's carry a number.
         if getattr(error, "errno", None):

@@ -7,41 +7,75 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
 from harness.cards import card_name
+from harness.cores import physical_cores, usable_memory
+from harness.cores import usable_cores as usable_cores  # what a pipeline asks for its workers
+from harness.system import output_of, sysctl, text_of
+
+ROOT = Path("/")
 
 
 def machine_facts() -> dict:
-    """The machine columns that need no framework: chip, cores, memory (GB = 1e9 bytes), os, ..."""
+    """The machine columns that need no framework: chip, cores, memory (GB = 1e9 bytes), os, ...
+
+    Cores and memory are those that this process may use: a container with four of 64 cores is a
+    machine of four cores, and measures like one.
+    """
     return {
         "chip": chip_name(),
-        "cpu_cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "cpu_cores": physical_cores(),
         "gpu_cores": apple_gpu_cores(),
-        "memory_gb": psutil.virtual_memory().total / 1e9,
+        "memory_gb": usable_memory() / 1e9,
         "power": power_source(),
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
     }
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
 def chip_name() -> str | None:
-    """The processor's name as py-cpuinfo reports it, without trademark signs and clock rate."""
+    """The processor's name, without trademark signs and clock rate.
+
+    Clouds hide the model: `AMD EPYC`, `Intel(R) Xeon(R) CPU @ 2.20GHz` are many generations, which
+    family, model and stepping tell apart. Boards with ARM cores name themselves, or their core.
+    """
+    # py-cpuinfo knows nothing of macOS versions newer than itself.
+    brand = sysctl("machdep.cpu.brand_string") if platform.system() == "Darwin" else ""
+    if brand:
+        return without_noise(brand)
     import cpuinfo
 
-    brand = cpuinfo.get_cpu_info().get("brand_raw") or ""
-    noise = r"\((R|TM)\)|\bCPU\b|@.*|\d+-Core Processor|\bProcessor\b|with Radeon.*"
-    return " ".join(re.sub(noise, " ", brand).split()) or None
+    info = cpuinfo.get_cpu_info()
+    brand = without_noise(info.get("brand_raw") or "")
+    if any(character.isdigit() for character in brand):
+        return brand
+    # Of an ARM core there is no family; the model is only its revision.
+    numbers = [f"{name} {info[name]}" for name in ("family", "model", "stepping") if name in info]
+    told = [" ".join(numbers)] if "family" in info else [board_name()]
+    return " ".join(filter(None, [brand or info.get("vendor_id_raw"), *told])) or None
+
+
+def without_noise(brand: str) -> str:
+    noise = (
+        r"\((R|TM)\)|\bCPU\b|@.*|\d+-Core Processor|\bProcessor\b|with Radeon.*"
+        r"|^(-|(ARMv|AArch64).*)$"  # where Linux does not know an ARM core's name
+    )
+    return " ".join(re.sub(noise, " ", brand).split())
+
+
+def board_name(root: Path = ROOT) -> str | None:
+    """What else tells an ARM machine: its board, its maker's product, or the number of its core."""
+    if board := text_of(root / "proc/device-tree/model"):
+        return board
+    names = [text_of(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
+    processor = text_of(root / "proc/cpuinfo")
+    core = re.findall(r"^CPU (implementer|part)\s*: (0x\w+)$", processor, re.MULTILINE)[:2]
+    parts = [*names, *(f"{name} {number}" for name, number in core)]
+    return " ".join(filter(None, parts)) or None
 
 
 def apple_gpu_cores() -> int | None:
@@ -52,19 +86,41 @@ def apple_gpu_cores() -> int | None:
 
 
 def parse_gpu_cores(report: str) -> int | None:
-    """The core count in the JSON that `system_profiler SPDisplaysDataType -json` prints."""
+    """The core count in the JSON that `system_profiler SPDisplaysDataType -json` prints.
+
+    Display adapters are in the list too; they have no cores.
+    """
     try:
-        return int(json.loads(report)["SPDisplaysDataType"][0]["sppci_cores"])
-    except (ValueError, KeyError, IndexError, TypeError):
+        adapters = json.loads(report)["SPDisplaysDataType"]
+        return next((int(one["sppci_cores"]) for one in adapters if "sppci_cores" in one), None)
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def power_source() -> str | None:
     """`ac` or `battery`, with `_low_power` where macOS saves power; None without a battery."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if platform.system() != "Darwin":
+        return linux_power_source()
+    battery = psutil.sensors_battery()
     source = battery and ("ac" if battery.power_plugged else "battery")
-    low = platform.system() == "Darwin" and parse_low_power_mode(output_of("pmset", "-g"))
+    low = parse_low_power_mode(output_of("pmset", "-g"))
     return f"{source or 'ac'}_low_power" if low else source
+
+
+def linux_power_source(root: Path = ROOT) -> str | None:
+    """`ac` or `battery`; None without a battery of the machine's own.
+
+    That of a wireless mouse or headset has the scope `Device` (sysfs-class-power).
+    """
+    supplies = (root / "sys/class/power_supply").glob("*")
+    batteries = [
+        text_of(supply / "status")
+        for supply in supplies
+        if text_of(supply / "type") == "Battery" and text_of(supply / "scope") != "Device"
+    ]
+    if not batteries:
+        return None
+    return "battery" if "Discharging" in batteries else "ac"
 
 
 def parse_low_power_mode(report: str) -> bool | None:
@@ -106,14 +162,6 @@ def parse_clock_reasons(report: str) -> str | None:
         return None
     active = int(found[1], 16)
     return ", ".join(name for bit, name in CLOCK_REASONS.items() if active & bit) or "nominal"
-
-
-def output_of(*command: str) -> str:
-    """What a system command prints; nothing where there is no such command."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def nvidia_card(index: int = 0) -> tuple[str, int] | None:
@@ -163,7 +211,7 @@ def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: 
     Args:
         facts: what `machine_facts` returned.
         device_type: `cpu`, `mps` or `cuda`: the device that is really used.
-        gpu_name, gpu_bytes: of a CUDA card, from the framework; bytes are None if it is silent.
+        gpu_name, gpu_bytes: of a card, from the framework; bytes are None if it is silent.
     """
     if device_type == "cuda":
         parts = [card_name(gpu_name, gpu_bytes)]
@@ -181,5 +229,5 @@ def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: 
 
 
 def gigabytes(size: float) -> str:
-    """Memory as it is sold: a 24 GB card reports slightly less than 24 * 2**30 bytes."""
+    """Memory as it is sold: of 24 GB the system sees slightly less than 24 * 2**30 bytes."""
     return f"{math.ceil(round(size) / 2**30)}GB"

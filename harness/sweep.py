@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 from tqdm import tqdm
 
 from harness import PROJECT_VERSION
@@ -23,6 +22,7 @@ from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
 from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.results import CONFIGURATION, append_row, to_cell
+from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
 
 # Seconds without a sign of life, such as a step that ended: a first step compiles, a step of a
@@ -122,7 +122,7 @@ def measure_point(point: dict, options, facts: dict, measure: Callable, progress
     """The row of one point, whatever became of it."""
     row = {**facts, **point}
     row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    swapped, before, pauses = psutil.swap_memory().sout, Times.now(), Pauses()
+    swapped, before, pauses = swapped_out(), Times.now(), Pauses()
     patience = PATIENCE if hasattr(options, "epochs") else PATIENCE_WITH_FITS
     outcome = run_in_fresh_process(
         measure, *point.values(), options, progress=progress, patience=patience
@@ -131,7 +131,7 @@ def measure_point(point: dict, options, facts: dict, measure: Callable, progress
     load = other_load_percent(Times.now().since(before))
     row["other_load_percent"] = row.get("other_load_percent") if load is None else load
     row["disturbance"] = SUSPENDED if pauses.since_last() else None
-    row["swap_written_gb"] = (psutil.swap_memory().sout - swapped) / 1e9
+    row["swap_written_gb"] = written_gb(swapped, swapped_out())
     if outcome["status"] == "ok":
         row |= outcome["value"]
     else:

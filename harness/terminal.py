@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.cores import thread_note
 from harness.machine import output_of
 
 MINUTE = 60.0
@@ -90,6 +91,8 @@ def disturbances(facts: dict, busiest: str | None) -> list[str]:
             "this Python is made for Intel and runs under Rosetta, at a part of the speed and "
             "without the GPU; install one for Apple silicon (arm64)"
         )
+    if note := thread_note(facts):
+        found.append(note)
     load = facts["other_load_percent"]
     if load > 20:
         most = f", most of all {busiest}" if busiest else ""

@@ -17,6 +17,8 @@ _ANY_NAME = re.compile(
     r"(?P<machine>.+)_(?P<dataset>[^_]+)_(?P<model>[^_]+)_(?P<size>\d+)_(?P<backend>[a-z0-9]+)"
     r"_results(_\d+)?"
 )
+# As browsers, Finder, Explorer and file syncing name it.
+_COPY = re.compile(r" \(\d+\)$| copy( \d+)?$| - Copy|conflicted copy", re.IGNORECASE)
 _LLM_NAME = re.compile(r"(?P<machine>.+?)_(?P<model>[^_]*llama.*)_results", re.IGNORECASE)
 
 
@@ -38,12 +40,34 @@ def script_of(experiment: Experiment) -> str:
     return next(name for name, described in found.items() if described is experiment)
 
 
+def results_files(results_dir: Path) -> list[Path]:
+    """Every CSV file in a folder of results, without what systems and editors leave beside them.
+
+    macOS puts a `._x.csv` beside each file on other disks, Jupyter a copy into .ipynb_checkpoints.
+    """
+    files = sorted(results_dir.rglob("*.csv"))
+    return [
+        path
+        for path in files
+        if not any(part.startswith(".") for part in path.relative_to(results_dir).parts)
+    ]
+
+
+def why_unknown(path: Path) -> str | None:
+    """What is wrong with a file's name that is one of a copy, such as `x (1).csv`; else None."""
+    if not _COPY.search(path.stem):
+        return None
+    return "a copy of another file by its name: delete it, or add its rows to that one"
+
+
 def of_file(path: Path, experiments: list[Experiment]) -> tuple[Experiment, str] | None:
     """The experiment that a results file belongs to, and the machine in its name.
 
     Takes the older names too (`Tesla V100-SXM2-16GB_IMDB_SmallTransformer_200_results.csv`), and
     those of experiments whose script is gone. The machine is empty where only the rows tell it.
     """
+    if why_unknown(path):
+        return None
     for experiment in experiments:
         if experiment.results_folder != path.parent.name:
             continue

@@ -7,7 +7,6 @@ nothing is fetched when the page opens: it draws intervals, logarithmic scales a
 text marks never run what a name may hold. Data travels compressed inside the page, each text once.
 """
 
-import argparse
 import base64
 import gzip
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness import PROJECT_VERSION
+from harness.arguments import CommandLine, path_name
 from reporting.speeds import speeds
 from reporting.tables import Results, load_results
 
@@ -102,10 +102,8 @@ def pack(data: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results_dir", nargs="?", type=Path, default=Path("results"))
+    parser = CommandLine(__doc__)
+    parser.add_argument("results_dir", nargs="?", type=path_name, default=Path("results"))
     results_dir = parser.parse_args().results_dir
     results = load_results(results_dir)
     for problem in results.problems:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.process import UserError
 from harness.results import read_rows, write_rows
-from reporting.experiments import find_experiments, of_file
+from reporting.experiments import find_experiments, of_file, results_files
 
 # An answer may hold what somebody asked about; its lengths and speeds stay.
 PERSONAL = ("answer",)
@@ -50,7 +50,7 @@ def files_of(results_dir: Path, machine: str) -> list[Path]:
     """The results files of a machine, by the name in their rows."""
     experiments = find_experiments()
     chosen = []
-    for path in sorted(results_dir.rglob("results_*/*.csv")):
+    for path in results_files(results_dir):
         _, rows = read_rows(path) if of_file(path, experiments) else ([], [])
         if any(row.get("machine") == machine for row in rows):
             chosen.append(path)

@@ -12,13 +12,18 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.experiment import Experiment
-from harness.results import COLUMNS, UnreadableResults, read_rows
+from harness.results import COLUMNS, FLAGS, UnreadableResults, is_time, read_rows
 from harness.terminal import is_nonsense
-from reporting.experiments import find_experiments, of_file, of_older_llm_file
+from reporting.experiments import (
+    find_experiments,
+    of_file,
+    of_older_llm_file,
+    results_files,
+    why_unknown,
+)
 
 OLDER = "2023"
 OURS = "ours"
-FLAGS = {"extrapolated", "compile", "channels_last", "other_benchmark_running"}
 TEXTS = {
     *("status", "error", "data", "precision", "device", "machine", "chip", "power", "os"),
     *("python", "framework", "project_version", "started_at", "thermal_state", "disturbance"),
@@ -52,8 +57,9 @@ def load_results(results_dir: Path) -> Results:
     found = find_experiments()
     experiments = {experiment.chart: experiment for experiment in found}
     measurements, generations, problems = [], [], []
-    for path in sorted(results_dir.rglob("results_*/*.csv")):
-        if path.parent.name == "results_geekbench_ml":
+    for path in results_files(results_dir):
+        folder = path.parent.name
+        if not folder.startswith("results_") or folder == "results_geekbench_ml":
             continue
         try:
             experiment, rows = read_file(path, found, problems)
@@ -94,7 +100,7 @@ def read_file(
     """
     found = of_file(path, experiments)
     if not found:
-        problems.append(f"{path}: its name is none of an experiment's")
+        problems.append(f"{path}: {why_unknown(path) or 'its name is none of an experiment'}")
         return None, []
     experiment, machine = found
     header, cells = read_rows(path)
@@ -106,6 +112,10 @@ def read_file(
         try:
             read = generation_row if experiment.generations else measurement_row
             rows.append(read(row, experiment, machine, path) | {"source": str(path)})
+            if (started := row.get("started_at")) and not is_time(started):
+                rows[-1]["started_at"] = ""
+                changed = "changed by a spreadsheet, so the row counts as the oldest"
+                problems.append(f"{path}: row {line}: started_at is {started!r}, {changed}")
         except ValueError as error:
             problems.append(f"{path}: row {line}: {error}")
     return experiment, rows
@@ -191,9 +201,9 @@ def typed(name: str, text: str, numbers: set[str], flags: set[str]):
         except ValueError:
             raise ValueError(f"{name} is {text!r}, not a number") from None
     if name in flags:
-        if text not in ("True", "False", ""):
+        if text not in ("True", "False", "1", "0", ""):  # numbers come from spreadsheets
             raise ValueError(f"{name} is {text!r}, not True or False")
-        return text == "True"
+        return text in ("True", "1")
     return text or None
 
 

@@ -20,6 +20,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
+from harness.arguments import CommandLine, path_name
 from harness.frameworks import llama
 from harness.twins.gguf import Architecture, tensors, write_twin
 from selfchecks.pairs import in_words, interleaved_ratios
@@ -126,10 +127,10 @@ def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandLine(__doc__)
+    parser.add_argument(
+        "--path_to_gguf_model", type=path_name, help="default: a small synthetic one"
     )
-    parser.add_argument("--path_to_gguf_model", type=Path, help="default: a small synthetic one")
     parser.add_argument("--pairs", type=int, default=30, help="default: %(default)s")
     options = parser.parse_args()
     loop = loop_ratios(options.pairs, options.path_to_gguf_model)

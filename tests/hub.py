@@ -16,7 +16,7 @@ class Hub:
 
     def __init__(self):
         self.files = {}  # (repository type, id) -> {path: bytes}
-        self.fault = None  # None, "500" (every answer), or "cut" (files end half way)
+        self.fault = None  # "500" (every answer), "token" (refused), "cut" (files end half way)
         self.requests = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.server.hub = self
@@ -38,6 +38,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         path = unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {path}")
+        if hub.fault == "token" and "Authorization" in self.headers:
+            return self.answer(401, b"", {"X-Error-Message": "Invalid credentials"})
         if hub.fault == "500":
             return self.answer(500, b"the server is broken")
         if match := re.fullmatch(r"/api/(dataset|model)s/([^/]+/[^/]+)/tree/[^/]+/?", path):

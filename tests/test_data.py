@@ -4,11 +4,16 @@ Each call runs in a process of its own, because huggingface_hub reads its addres
 """
 
 import os
+import ssl
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+import harness.data
 
 ROOT = Path(__file__).parent.parent
 CODE = """
@@ -62,3 +67,32 @@ def test_a_folder_that_cannot_be_written_is_the_users_error(hub, tmp_path):
     hub.add("dataset", "someone/tiny", FILES)
     (tmp_path / "hub").write_text("in the way")
     assert fetch(tmp_path).startswith(f"UserError: --data_dir={tmp_path}")
+
+
+def test_a_token_that_has_expired_does_not_hide_public_data(hub, tmp_path, monkeypatch):
+    hub.add("dataset", "someone/tiny", FILES)
+    hub.fault = "token"
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    said = fetch(tmp_path).splitlines()
+    assert said[-1] == "['data/test-0.parquet', 'data/train-0.parquet']"
+    assert "token of this machine is refused" in said[-2] and "HF_TOKEN" in said[-2]
+
+
+def test_missing_certificates_are_named_with_their_cure(tmp_path, monkeypatch):
+    """A server whose certificate nobody vouches for, as all are to python.org's Python on a Mac."""
+    files = [str(tmp_path / name) for name in ("key.pem", "cert.pem")]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*make, "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}/"
+    for system, cure in [("darwin", "Install Certificates.command"), ("linux", "SSL_CERT_FILE")]:
+        monkeypatch.setattr(sys, "platform", system)
+        with pytest.raises(harness.data.DataUnreachable, match=cure):
+            harness.data.require_reachable(url)
+    server.shutdown()
+    server.server_close()

@@ -11,12 +11,14 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+import harness.cores
 import harness.machine
 from harness.process import UsageError, UserError
 from harness.twins.gguf import SYNTHETIC_KEY
@@ -139,9 +141,8 @@ def require_memory(path: Path, memory) -> None:
 
 
 def default_threads() -> int:
-    """The performance cores of an Apple chip, else all physical cores."""
-    fast = harness.machine.output_of("sysctl", "-n", "hw.perflevel0.physicalcpu").strip()
-    return int(fast) if fast.isdigit() else psutil.cpu_count(logical=False) or psutil.cpu_count()
+    """The fast cores that this process may use."""
+    return harness.cores.performance_cores()
 
 
 # What and where
@@ -168,8 +169,11 @@ def parse_offload(log: str) -> Offload:
     backend, name = devices[0]
     kind = {"mtl": "metal"}.get(backend.lower(), backend.lower())
     memory = re.search(rf"Device \d+: {re.escape(name)}, .*VRAM: (\d+) MiB", log)
-    if len(devices) > 1:  # llama.cpp spreads the layers over all of them
-        name = f"{len(devices)}x {name}"
+    # llama.cpp spreads the layers over all of them.
+    counts = Counter(name for _, name in devices)
+    name = " + ".join(f"{count}x {one}" if count > 1 else one for one, count in counts.items())
+    if len(counts) > 1:
+        memory = None
     return Offload(on_gpu, layers, kind, name, int(memory[1]) * 2**20 if memory else None)
 
 
@@ -182,10 +186,8 @@ def machine_columns(offload: Offload) -> dict:
         tag = harness.machine.machine_tag(machine, "cpu", None, None)
     elif offload.device_type == "metal":
         tag = harness.machine.machine_tag(machine, "mps", None, None)
-    elif offload.gpu_bytes:
-        tag = harness.machine.machine_tag(machine, "cuda", offload.gpu_name, offload.gpu_bytes)
     else:
-        tag = safe_name(offload.gpu_name)
+        tag = harness.machine.machine_tag(machine, "cuda", offload.gpu_name, offload.gpu_bytes)
     name = offload.gpu_name
     return {
         **machine,

@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import sys
 import warnings
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import harness.cores
 import harness.machine
 from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
@@ -26,6 +28,8 @@ def start(options) -> torch.device:
         UsageError: the device is missing, or cannot compute in the precision.
     """
     device = choose_device(options.device)
+    # PyTorch itself would take all of the affinity's cores, whatever a container's share is.
+    torch.set_num_threads(min(torch.get_num_threads(), harness.cores.usable_cores()))
     torch.manual_seed(options.seed)
     forbid_tf32()
     require_precision(device, options.precision)
@@ -116,6 +120,19 @@ def has_fused_adam(device: torch.device, precision: str) -> bool:
     return not (device.type == "mps" and precision == "fp16")
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raises UsageError unless a small function is really compiled for `device`."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except RuntimeError as error:
+        problem = str(error.__cause__ or error).strip().partition("\n")[0]
+        install = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
+        raise UsageError(
+            f"--compile: PyTorch cannot compile here ({problem}); where the compiler is missing: "
+            f"{install}"
+        ) from None
+
+
 def autocast(device: torch.device, precision: str):
     """The context in which forward passes and losses are computed."""
     if precision == "fp32":
@@ -130,6 +147,8 @@ def prepare(options, fetch) -> dict:
         fetch: `fetch(options)` brings the real data; raises DataUnreachable where it cannot.
     """
     device = start(options)
+    if options.compile:
+        require_compiler(device)
     data = choose_data(options.data, lambda: fetch(options))
     return facts(device) | {"data": data}
 
@@ -145,6 +164,7 @@ def facts(device: torch.device) -> dict:
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
         "machine": harness.machine.machine_tag(machine, device.type, name, size),
+        "threads": torch.get_num_threads(),
         "framework": f"torch {torch.__version__}",
     }
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+import harness.cores
 import harness.machine
 from harness.cards import card_bytes, has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
@@ -19,9 +20,11 @@ from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.process import UsageError, UserError
 
-# Both are read once, when the libraries load.
+# All are read once, when the libraries load.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# TensorFlow itself would take all of the affinity's cores, whatever a container's share is.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(harness.cores.usable_cores()))
 
 
 @contextlib.contextmanager
@@ -221,6 +224,7 @@ def facts(device: Device) -> dict:
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
         "machine": harness.machine.machine_tag(machine, device.type, name, size),
+        "threads": int(os.environ["TF_NUM_INTRAOP_THREADS"]),
         "framework": f"tensorflow {tf.__version__}, keras {keras.__version__}",
     }
 

@@ -1,0 +1,68 @@
+"""What a run needs of the system is looked for before its first minute, or mended."""
+
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pytorch_test_nlp
+
+ROOT = Path(__file__).parent.parent
+PREPARE = """
+from argparse import Namespace
+from harness.frameworks import pytorch
+from harness.process import UsageError
+options = Namespace(device="cpu", seed=1, precision="fp32", compile=True, data="synthetic")
+try:
+    pytorch.prepare(options, None)
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_compile_without_a_compiler_is_one_line_before_the_first_size(tmp_path):
+    for program in ("env", "sh", "uname"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("CC", "CXX")},
+        "PATH": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True
+    )
+    (line,) = done.stdout.splitlines()
+    assert "--compile" in line and "compiler" in line and "install" in line, done.stderr
+
+
+@pytest.mark.parametrize("problem", [PermissionError, NotADirectoryError, FileNotFoundError])
+def test_accuracy_needs_no_home_folder(monkeypatch, problem):
+    def load(name):
+        raise problem(13, "Permission denied", "/nonexistent/.cache")
+
+    monkeypatch.setitem(sys.modules, "evaluate", types.SimpleNamespace(load=load))
+    prediction = types.SimpleNamespace(
+        predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])
+    )
+    assert pytorch_test_nlp.accuracy(prediction) == 0.5
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_env_mends_a_half_made_environment(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    python = tmp_path / ".venv/bin/python"
+    # As an installation that was cut short leaves it: a Python, but no pip.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    has_pip = [python, "-m", "pip", "--version"]
+    assert subprocess.run(has_pip, capture_output=True).returncode != 0
+    make = ["make", "env", f"PYTHON={sys.executable}"]
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}  # what comes after pip needs the network
+    subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True)
+    assert subprocess.run(has_pip, capture_output=True).returncode == 0
