@@ -16,8 +16,8 @@ Model: Keras' ResNet50 with 100 classes, untrained. Data: 50,000 images of 32x32
     python tensorflow_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32"
 """
 
-import harness.data
 import utils
+from harness.cifar100 import NUM_CLASSES, SAMPLES, fetch, load_data
 
 EXPERIMENT = utils.Experiment(
     title="TensorFlow, ResNet50, CIFAR100",
@@ -30,54 +30,19 @@ EXPERIMENT = utils.Experiment(
     input_size=32,
     epochs=5,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
-    samples=50_000,
-    classes=100,
+    samples=SAMPLES,
+    classes=NUM_CLASSES,
     quick={"batch_sizes": "32"},
 )
-# As keras.datasets.cifar100 has them; the file is the one that torchvision downloads too.
-URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
-SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
-
-
-def fetch(options):
-    """Path of CIFAR100's archive, brought into the data directory and checked."""
-
-    return harness.data.download(URL, SHA256, options.data_dir)
-
-
-def load_data(options):
-    """CIFAR100's training images, or random ones of the same number, shape and classes.
-
-    Returns:
-        uint8 images (N, 32, 32, 3) of 0 to 255, and labels (N,).
-    """
-    import pickle
-    import tarfile
-
-    import numpy as np
-
-    if options.data == "real":
-        with tarfile.open(fetch(options)) as archive:
-            # A pickle may run code: this one's check sum is that of the published file.
-            train = pickle.load(archive.extractfile("cifar-100-python/train"), encoding="latin1")
-        images = train["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(images), np.array(train["fine_labels"])
-    random = np.random.default_rng(options.seed)
-    shape = (EXPERIMENT.samples, 32, 32, 3)
-    images = random.integers(256, size=shape, dtype=np.uint8)
-    return images, random.integers(EXPERIMENT.classes, size=EXPERIMENT.samples)
 
 
 def build_model(options):
     """ResNet50 that takes uint8 images (N, 32, 32, 3), so that they are scaled on the device."""
     import keras
 
-    images = keras.Input((32, 32, 3), dtype="uint8")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(images)
-    resnet50 = keras.applications.ResNet50(
-        weights=None, input_shape=scaled.shape[1:], classes=EXPERIMENT.classes
-    )
-    model = keras.Model(images, resnet50(scaled))
+    from harness.models.resnet50 import resnet50
+
+    model = resnet50(32, NUM_CLASSES)
     model.compile(
         optimizer=keras.optimizers.Adam(1e-3),
         loss="sparse_categorical_crossentropy",

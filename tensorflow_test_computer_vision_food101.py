@@ -130,12 +130,9 @@ def build_model(options):
     """ResNet50 that takes uint8 images (N, 224, 224, 3), so that they are scaled on the device."""
     import keras
 
-    images = keras.Input((224, 224, 3), dtype="uint8")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1)(images)
-    resnet50 = keras.applications.ResNet50(
-        weights=None, input_shape=scaled.shape[1:], classes=EXPERIMENT.classes
-    )
-    model = keras.Model(images, resnet50(scaled))
+    from harness.models.resnet50 import resnet50
+
+    model = resnet50(224, EXPERIMENT.classes)
     model.compile(
         optimizer=keras.optimizers.Adam(1e-3),
         loss="sparse_categorical_crossentropy",

@@ -25,7 +25,7 @@ from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import UsageError, UserError
-from harness.results import MACHINE_COLUMNS, read_rows
+from harness.results import COLUMNS, MACHINE_COLUMNS, read_rows
 from harness.startup import (
     ignore_overrides,
     one_line_errors,
@@ -38,6 +38,7 @@ from harness.sweep import failed, find_max_batch_size, measured_rows, save, sett
 from harness.terminal import announce, report, summarize
 
 __all__ = [
+    "COLUMNS",
     "MACHINE_COLUMNS",
     "Experiment",
     "Speed",
@@ -61,7 +62,7 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
             kind = names_of(varied.choices, varied.numbers)
         add(f"--{varied.flag}", type=kind, default=varied.default,
             help='comma-separated, walked in this order; default: "%(default)s"')  # fmt: skip
-    if experiment.epochs:
+    if experiment.epochs and len(experiment.varied) == 1:
         add("--find_max_batch_size", action="store_true",
             help="find the largest that fits into memory, and measure that one")  # fmt: skip
     add("--repeats", type=whole_number, default=1, help="measure every point so often, in rounds")

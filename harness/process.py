@@ -71,6 +71,20 @@ def run_in_fresh_process(
     return outcome
 
 
+def value_of(outcome: dict):
+    """What the function returned that ran in a fresh process.
+
+    Raises:
+        UserError: what it raised, or that it ended otherwise.
+    """
+    if outcome["status"] == "user_error":
+        raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
+    if outcome["status"] != "ok":
+        print(outcome.get("details", ""), file=sys.stderr)
+        raise UserError(f"preparation failed: {outcome['error']}")
+    return outcome["value"]
+
+
 def _listen(receiver, process, progress: Callable, patience: float | None) -> dict:
     """The outcome that a process sends; raises EOFError when it ends without one."""
     silent = 0.0

@@ -20,7 +20,7 @@ from harness.awake import Pauses
 from harness.clock import SUSPENDED
 from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
-from harness.process import UsageError, UserError, run_in_fresh_process
+from harness.process import UserError, run_in_fresh_process, value_of
 from harness.results import CONFIGURATION, append_row, to_cell
 from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
@@ -33,20 +33,22 @@ PATIENCE, PATIENCE_WITH_FITS = 1800.0, 7200.0
 def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
     """What a fresh process finds out before the first point: machine, device, data.
 
+    Under the name of what the experiment varies, `prepare` may return the columns that only the
+    rows of one value share: {"backend": {"torch": {...}, "jax": {...}}}. Other values are left out.
+
     Returns:
-        The columns that every row shares.
+        The columns that every row shares, and those.
 
     Raises:
         UserError: what `prepare` raised, or that it ended otherwise.
     """
     outcome = run_in_fresh_process(prepare, options, progress=Progress("preparing"))
-    if outcome["status"] == "user_error":
-        raise (UsageError if outcome["exit_code"] == 2 else UserError)(outcome["error"])
-    if outcome["status"] != "ok":
-        print(outcome.get("details", ""), file=sys.stderr)
-        raise UserError(f"preparation failed: {outcome['error']}")
-    facts = outcome["value"]
+    facts = value_of(outcome)
     options.data = facts["data"]
+    for varied in experiment.varied:
+        if varied.column in facts:
+            there = [v for v in getattr(options, varied.flag) if v in facts[varied.column]]
+            setattr(options, varied.flag, there)
     facts["machine"] = options.machine_name or facts["machine"]
     flags = {n: getattr(options, n) for n in configuration(experiment) if hasattr(options, n)}
     return {**flags, **facts, "project_version": PROJECT_VERSION}
@@ -92,7 +94,8 @@ def measured_rows(
         if limit is not None and value >= limit:
             tqdm.write(f"{experiment.name(point)}: skipped, {limit} did not fit into memory")
             continue
-        wanted = {n: to_cell((facts | point).get(n)) for n in configuration(experiment)}
+        row = facts_of(point, facts)
+        wanted = {n: to_cell(row.get(n)) for n in configuration(experiment)}
         good = good_rows(saved, wanted, whole=not options.max_seconds)
         if options.resume and good > round_:
             why = "skipped, it has a good row already (--resume)"
@@ -108,6 +111,15 @@ def measured_rows(
         yield row
 
 
+def facts_of(point: dict, facts: dict) -> dict:
+    """The columns of a point's row that are known before it is measured."""
+    row = dict(facts)
+    for column, value in point.items():
+        if isinstance(facts.get(column), dict):
+            row |= facts[column][value]
+    return row | point
+
+
 def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
     """How many `ok` rows in `saved` have the `wanted` cells, measured whole if need be."""
     return sum(
@@ -120,7 +132,7 @@ def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
 
 def measure_point(point: dict, options, facts: dict, measure: Callable, progress: Callable) -> dict:
     """The row of one point, whatever became of it."""
-    row = {**facts, **point}
+    row = facts_of(point, facts)
     row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     swapped, before, pauses = swapped_out(), Times.now(), Pauses()
     patience = PATIENCE if hasattr(options, "epochs") else PATIENCE_WITH_FITS

@@ -1,6 +1,7 @@
 """What selfcheck measures: each check is a function of `quick` that returns its findings."""
 
 import argparse
+import importlib.util
 import itertools
 import statistics
 import time
@@ -38,6 +39,27 @@ def overhead_tensorflow(quick: bool) -> list[Finding]:
 
     ratios = selfchecks.tensorflow.loop_ratios(pairs=pairs_of(quick))
     return [median_at_least("TensorFlow loop / plain model.fit", ratios, 0.98)]
+
+
+def overhead_keras_tensorflow(quick: bool) -> list[Finding]:
+    return overhead_keras("tensorflow", quick)
+
+
+def overhead_keras_torch(quick: bool) -> list[Finding]:
+    return overhead_keras("torch", quick)
+
+
+def overhead_keras_jax(quick: bool) -> list[Finding]:
+    return overhead_keras("jax", quick)
+
+
+def overhead_keras(backend: str, quick: bool) -> list[Finding]:
+    if importlib.util.find_spec(backend) is None:
+        return []
+    import selfchecks.keras
+
+    ratios = selfchecks.keras.loop_ratios(backend, pairs=pairs_of(quick))
+    return [median_at_least(f"Keras on {backend}, loop / plain model.fit", ratios, 0.98)]
 
 
 def overhead_llama2(quick: bool) -> list[Finding]:
@@ -357,6 +379,9 @@ CHECKS = [
     overhead_pytorch,
     overhead_trainer,
     overhead_tensorflow,
+    overhead_keras_tensorflow,
+    overhead_keras_torch,
+    overhead_keras_jax,
     overhead_llama2,
     clock,
     long_run,

@@ -18,6 +18,7 @@ import tensorflow_test_computer_vision_food101 as food101
 import tensorflow_test_nlp as nlp
 from harness.clock import Clock
 from harness.frameworks import tensorflow
+from harness.frameworks.fit import TimedFit
 from harness.frameworks.tensorflow import tf
 from selfchecks.pairs import in_words, interleaved_ratios, timed
 
@@ -32,7 +33,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    device = tensorflow.start(OPTIONS)
+    tensorflow.start(OPTIONS)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
     options = argparse.Namespace(**vars(OPTIONS), **nlp.EXPERIMENT.model_flags)
@@ -47,7 +48,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
 
     def under_the_clock():
         clock = Clock(batch_size, samples, 1, tensorflow.synchronize(model))
-        timed_fit = tensorflow.TimedFit(model, clock, device)
+        timed_fit = TimedFit(model, clock)
         model.fit(dataset, verbose=0, shuffle=False, callbacks=timed_fit)
 
     return interleaved_ratios(under_the_clock, plain, pairs)

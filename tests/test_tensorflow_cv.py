@@ -22,6 +22,7 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.utils import Size
 from tensorflow_datasets.image_classification import food101 as tfds_food101
 
+import harness.cifar100
 import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
 import utils
@@ -86,8 +87,8 @@ def cifar100_server(served, monkeypatch):
         files[f"cifar-100-python/{name}"] = pickled_by_python_2(content)
     data = archive(files)
     (served.folder / "cifar-100-python.tar.gz").write_bytes(data)
-    monkeypatch.setattr(cifar100, "URL", f"{served.url}/cifar-100-python.tar.gz")
-    monkeypatch.setattr(cifar100, "SHA256", hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(harness.cifar100, "URL", f"{served.url}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(harness.cifar100, "SHA256", hashlib.sha256(data).hexdigest())
     return served
 
 
@@ -109,7 +110,7 @@ def test_images_and_fine_labels_are_those_of_the_archive(cifar100_server, option
 
 
 def test_broken_checksum_is_an_error_not_a_fallback(cifar100_server, options, monkeypatch):
-    monkeypatch.setattr(cifar100, "SHA256", "0" * 64)
+    monkeypatch.setattr(harness.cifar100, "SHA256", "0" * 64)
     with pytest.raises(utils.UserError, match="cifar-100-python.tar.gz is damaged.*delete"):
         cifar100.prepare(options)
 
@@ -122,7 +123,7 @@ def test_data_directory_that_cannot_be_written_is_an_error(cifar100_server, opti
 
 
 def test_unreachable_server(cifar100_server, options, monkeypatch):
-    monkeypatch.setattr(cifar100, "URL", "http://127.0.0.1:9/cifar-100-python.tar.gz")
+    monkeypatch.setattr(harness.cifar100, "URL", "http://127.0.0.1:9/cifar-100-python.tar.gz")
     assert cifar100.prepare(options)["data"] == "synthetic"
     options.data = "real"
     with pytest.raises(utils.UserError, match="--data=real"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from loopback import serve
 
+import harness.imdb
 import tensorflow_test_nlp as script
 import utils
 from harness.frameworks import tensorflow
@@ -44,8 +45,8 @@ def server(tmp_path, monkeypatch):
     np.savez(folder / "imdb.npz", x_train=reviews, y_train=labels, x_test=reviews, y_test=labels)
     data = (folder / "imdb.npz").read_bytes()
     with serve(folder) as running:
-        monkeypatch.setattr(script, "URL", f"{running.url}/imdb.npz")
-        monkeypatch.setattr(script, "SHA256", hashlib.sha256(data).hexdigest())
+        monkeypatch.setattr(harness.imdb, "URL", f"{running.url}/imdb.npz")
+        monkeypatch.setattr(harness.imdb, "SHA256", hashlib.sha256(data).hexdigest())
         yield running
 
 
@@ -73,13 +74,13 @@ def test_reviews_are_encoded_as_keras_encodes_them(server, options, monkeypatch)
 
 
 def test_broken_checksum_is_an_error_not_a_fallback(server, options, monkeypatch):
-    monkeypatch.setattr(script, "SHA256", "0" * 64)
+    monkeypatch.setattr(harness.imdb, "SHA256", "0" * 64)
     with pytest.raises(utils.UserError, match="imdb.npz is damaged.*delete"):
         script.prepare(options)
 
 
 def test_unreachable_server(server, options, monkeypatch):
-    monkeypatch.setattr(script, "URL", "http://127.0.0.1:9/imdb.npz")
+    monkeypatch.setattr(harness.imdb, "URL", "http://127.0.0.1:9/imdb.npz")
     assert script.prepare(options)["data"] == "synthetic"
     options.data = "real"
     with pytest.raises(utils.UserError, match="--data=real"):

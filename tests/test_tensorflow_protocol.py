@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import harness.clock
 import utils
-from harness.frameworks import tensorflow
+from harness.frameworks import fit, tensorflow
 from harness.process import is_out_of_memory
 
 ROOT = Path(__file__).parent.parent
@@ -90,20 +90,20 @@ print(json.dumps([list(row), list(pytorch.facts(device))]))
 def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
     waited, read = [], []
     monkeypatch.setattr(tensorflow, "synchronize", lambda model: lambda: waited.append(1))
-    monkeypatch.setattr("harness.frameworks.tensorflow.probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr("harness.frameworks.fit.probe_device", lambda *arguments: 1.0)
     windows = []
-    measured = tensorflow.Clock.measurement
+    measured = harness.clock.Clock.measurement
     monkeypatch.setattr(
-        tensorflow.Clock, "measurement",
+        harness.clock.Clock, "measurement",
         lambda clock: windows.extend(clock.windows) or measured(clock),
     )  # fmt: skip
     # Keras reads the loss of a step by this function.
     monkeypatch.setattr(
         "keras.src.utils.python_utils.pythonify_logs", lambda logs: read.append(logs) or logs or {}
     )
-    batch_end = tensorflow.TimedFit.on_train_batch_end
+    batch_end = fit.TimedFit.on_train_batch_end
     monkeypatch.setattr(
-        tensorflow.TimedFit, "on_train_batch_end",
+        fit.TimedFit, "on_train_batch_end",
         lambda timed, batch, logs: batch_end(timed, batch, logs=object()),
     )  # fmt: skip
     row = measure_tiny(options, batch_size=1, samples=2000)
@@ -115,15 +115,15 @@ def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
 def test_no_pause_between_epochs(options, monkeypatch):
     """`tf.data`'s autotuner would hold up the end of an epoch, up to as long again."""
     ends = []
-    step = tensorflow.Clock.step
+    step = harness.clock.Clock.step
 
     def slow_step(clock, samples):
         harness.clock.time.sleep(0.02)
         ends.append(harness.clock.time.perf_counter())
         return step(clock, samples)
 
-    monkeypatch.setattr(tensorflow, "probe_device", lambda *arguments: 1.0)
-    monkeypatch.setattr(tensorflow.Clock, "step", slow_step)
+    monkeypatch.setattr(fit, "probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr(harness.clock.Clock, "step", slow_step)
     options.epochs = 3
     measure_tiny(options, batch_size=1, samples=75)
     pauses = np.diff(ends)[[74, 149]]
@@ -139,11 +139,13 @@ def test_max_seconds_ends_within_an_epoch(options):
 
 def test_smaller_last_batch_is_left_out_and_its_time_is_counted(options):
     clocks = []
-    measured = tensorflow.Clock.measurement
+    measured = harness.clock.Clock.measurement
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorflow, "probe_device", lambda *arguments: 1.0)
+        patch.setattr(fit, "probe_device", lambda *arguments: 1.0)
         patch.setattr(
-            tensorflow.Clock, "measurement", lambda clock: clocks.append(clock) or measured(clock)
+            harness.clock.Clock,
+            "measurement",
+            lambda clock: clocks.append(clock) or measured(clock),
         )
         options.epochs = 2
         row = measure_tiny(options, batch_size=32, samples=70)

@@ -14,10 +14,8 @@ from tqdm import tqdm
 import harness.cores
 import harness.machine
 from harness.cards import card_bytes, has_bf16
-from harness.clock import WARMUP_STEPS, Clock, probe_device
+from harness.clock import WARMUP_STEPS
 from harness.data import choose_data
-from harness.disturbance import Watch
-from harness.energy import energy_meter
 from harness.process import UsageError, UserError
 
 # All are read once, when the libraries load.
@@ -80,11 +78,11 @@ with silent_start():
 
 import keras  # noqa: E402 - loads TensorFlow too, but not silently
 
-from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402 - likewise
+from harness.frameworks.fit import POLICIES, measure_fit  # noqa: E402 - imports Keras
+from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402, F401 - for `fit`
 
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
-POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
 # Device
@@ -127,21 +125,24 @@ def start(options) -> Device:
 
 def choose_device(name: str) -> Device:
     """The first GPU, or else the CPU, for `auto`; else the device of that name."""
-    gpu_type = "mps" if sys.platform == "darwin" else "cuda"
     if name == "auto":
-        name = gpu_type if GPUS else "cpu"
+        name = gpu_type() if GPUS else "cpu"
     if name == "cpu":
         tf.config.set_visible_devices([], "GPU")
         return Device("cpu")
     wanted, _, number = name.partition(":")
     index = int(number or 0)
-    if wanted != gpu_type or index >= len(GPUS):
+    if wanted != gpu_type() or index >= len(GPUS):
         problem = f"TensorFlow {tf.__version__} sees no such device here"
         raise UsageError(f"--device={name}: {problem}{'; ' if cuda_hint() else ''}{cuda_hint()}")
     tf.config.set_visible_devices(GPUS[index], "GPU")
     # Otherwise TensorFlow takes nearly all memory at once.
     tf.config.experimental.set_memory_growth(GPUS[index], True)
     return Device(wanted, index)
+
+
+def gpu_type() -> str:
+    return "mps" if sys.platform == "darwin" else "cuda"
 
 
 def cuda_hint() -> str:
@@ -263,36 +264,6 @@ def without_autotuning(dataset):
 # Measuring
 
 
-class TimedFit(keras.callbacks.CallbackList):
-    """Runs the clock while `model.fit` trains, and ends it when the time is up.
-
-    Takes the place of Keras' own list of callbacks, which reads the loss after every step and so
-    makes every step wait for the device. `steps_per_execution` stays 1: steps that are hidden in
-    one execution would hide the edges of the windows too.
-    """
-
-    def __init__(self, model, clock: Clock, device: Device):
-        super().__init__(add_history=True, model=model)
-        self.clock = clock
-        self.device = device
-        self.loss = None
-
-    def on_train_begin(self, logs=None):
-        self.clock.start()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.clock.step(self.clock.batch_size):
-            self.model.stop_training = True
-        if self.clock.steps == 1:
-            forget_trials(self.device)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.loss = logs["loss"]
-
-    def on_train_end(self, logs=None):
-        self.clock.stop()
-
-
 def measure_training(
     model, dataset, samples: int, device: Device, batch_size: int, options,
     warmup_steps: int = WARMUP_STEPS,
@@ -300,45 +271,47 @@ def measure_training(
     """Train a compiled classifier under the shared clock, then probe it without its pipeline.
 
     Args:
-        dataset: a `tf.data.Dataset` of one epoch: full batches of features and of labels (N,).
+        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,).
         samples: of one epoch.
         warmup_steps: steps after the first one that the steady rate leaves out.
 
     Returns:
         The measured columns of a row.
     """
-    if batch_size > samples:
-        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    clock = Clock(
-        batch_size,
-        samples,
-        options.epochs,
-        synchronize(model),
-        options.max_seconds,
-        energy_meter(device.type, device.index),
+    return measure_fit(
+        model, fit_arguments(dataset), sys.modules[__name__], samples, device, batch_size, options,
         warmup_steps,
-        watch=Watch(device.type, device.index),
-    )
-    timed = TimedFit(model, clock, device)
-    dataset = without_autotuning(dataset)
-    model.fit(dataset, epochs=options.epochs, verbose=0, shuffle=False, callbacks=timed)
-    row = clock.measurement()
-    row["train_loss"] = float(timed.loss)
-    ((features, labels),) = dataset.take(1)
+    )  # fmt: skip
+
+
+def fit_arguments(dataset) -> dict:
+    """What `model.fit` trains on, as its arguments."""
+    return {"x": without_autotuning(dataset), "shuffle": False}
+
+
+def batches(features, labels, batch_size: int) -> dict:
+    """Shuffled batches of arrays (N, ...) and (N,) for `model.fit`, as its arguments."""
+    return fit_arguments(in_memory_batches(features, labels, batch_size))
+
+
+def full_batch(data: dict):
+    """Features and labels of a batch of `fit`'s arguments, in the host's memory."""
+    ((features, labels),) = data["x"].take(1)
+    return features, labels
+
+
+def make_train_step(model, features, labels):
+    """One update as in `fit`, on the same batch each time; of a model that `fit` has trained."""
     # Through an iterator, as in the run: there a step's batch comes from the host, and its loss
     # goes back to it, which is none of the pipeline's doing.
     ready = iter(without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat()))
+    return lambda: model.train_function(ready)
 
-    def train_step():
-        model.train_function(ready)
-        return batch_size
 
-    row["compute_samples_per_second"] = probe_device(train_step, batch_size, synchronize(model))
-    row["peak_memory_gb"] = peak_memory_gb(device)
-    if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
-        row["tflops_per_second"] = count_flops(model, features, labels) / batch_size * rate / 1e12
-    return row
+def placed_on(model) -> str:
+    """The type of the device where the weights are: `cpu`, `mps` or `cuda`."""
+    kinds = {tf.DeviceSpec.from_string(v.value.device).device_type for v in model.weights}
+    return " and ".join(sorted("cpu" if kind == "CPU" else gpu_type() for kind in kinds))
 
 
 def synchronize(model):

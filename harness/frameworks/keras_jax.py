@@ -1,0 +1,235 @@
+"""Keras on JAX: what the protocol in `fit` asks of a backend."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+import harness.machine
+from harness.cards import card_bytes
+from harness.process import UsageError
+
+DTYPES = {"bf16": jax.numpy.bfloat16, "fp16": jax.numpy.float16}
+STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables",
+         "metrics_variables")  # fmt: skip
+
+
+# Device
+
+
+class Device(NamedTuple):
+    """`cpu`, or `cuda` with the number of the card."""
+
+    type: str
+    index: int = 0
+
+    @property
+    def itself(self) -> jax.Device:
+        return jax.devices(self.type)[self.index]
+
+
+def start(options) -> Device:
+    """Choose the device, and make sure that it does the precision asked for.
+
+    `fp32` is true float32: NVIDIA cards would otherwise multiply in TF32.
+
+    Raises:
+        UsageError: the device is missing, or cannot compute in the precision.
+    """
+    device = choose_device(options.device)
+    jax.config.update("jax_default_device", device.itself)
+    if options.precision == "fp32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    else:
+        require_precision(device, options.precision)
+    return device
+
+
+def choose_device(name: str) -> Device:
+    """CUDA, or else the CPU, for `auto`; else the device of that name."""
+    if name == "auto":
+        name = "cuda" if count_of("cuda") else "cpu"
+    kind, _, number = name.partition(":")
+    device = Device(kind, int(number or 0))
+    if device.index >= count_of(kind):
+        raise UsageError(f"--device={name}: JAX {jax.__version__} sees no such device here")
+    return device
+
+
+def count_of(kind: str) -> int:
+    """How many devices of a kind JAX sees."""
+    try:
+        return len(jax.devices(kind))
+    except RuntimeError:  # it has no such backend
+        return 0
+
+
+def require_precision(device: Device, precision: str) -> None:
+    """Raises UsageError unless the device convolves and differentiates in `precision`."""
+    image = jax.numpy.ones((1, 4, 8, 8), DTYPES[precision])
+    kernel = jax.numpy.ones((4, 4, 3, 3), DTYPES[precision])
+
+    def summed(kernel):
+        return jax.lax.conv(image, kernel, (1, 1), "SAME").sum()
+
+    try:
+        jax.block_until_ready(jax.jit(jax.grad(summed))(kernel))
+    except jax.errors.JaxRuntimeError:
+        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+
+
+def facts(device: Device) -> dict:
+    """The machine columns of a row, of the device that is really used."""
+    machine = harness.machine.machine_facts()
+    name = size = None
+    if device.type == "cuda":
+        name = device.itself.device_kind
+        size = card_bytes(device.index)
+    return {
+        **machine,
+        "device": f"{device.type} ({name})" if name else device.type,
+        "machine": harness.machine.machine_tag(machine, device.type, name, size),
+    }
+
+
+def placed_on(model) -> str:
+    """The type of the device where the weights are: `cpu` or `cuda`."""
+    platforms = {device.platform for v in model.weights for device in v.value.devices()}
+    return " and ".join(sorted("cuda" if name == "gpu" else name for name in platforms))
+
+
+def forget_trials(device: Device) -> None:
+    """Nothing: JAX cannot count the peak of memory anew."""
+
+
+def peak_memory_gb(device: Device) -> float | None:
+    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
+
+    None where JAX does not tell.
+    """
+    if device.type == "cpu":
+        return harness.machine.peak_resident_gb()
+    statistics = device.itself.memory_stats() or {}
+    peak = statistics.get("peak_bytes_in_use")
+    return peak and peak / 1e9
+
+
+# Measuring
+
+
+def batches(features, labels, batch_size: int) -> dict:
+    """Arrays (N, ...) and (N,) for `model.fit`, which shuffles them and gathers whole batches.
+
+    As many as full batches hold: a smaller one would be compiled for anew.
+    """
+    whole = len(labels) // batch_size * batch_size
+    return {"x": features[:whole], "y": labels[:whole], "batch_size": batch_size, "shuffle": True}
+
+
+def full_batch(data: dict):
+    """Features and labels of a batch of `fit`'s arguments, in the host's memory."""
+    return data["x"][: data["batch_size"]], data["y"][: data["batch_size"]]
+
+
+def synchronize(model):
+    """A function that waits until the device has done all steps of `model`.
+
+    While `fit` trains, the live state is not in the model: its variables are empty until the epoch
+    ends, and reading one makes up a new initial value (`JAXTrainer.fit` in
+    keras/src/backend/jax/trainer.py). All of the state is waited for, because on the CPU a step's
+    results are not always ready at the same time.
+    """
+
+    def wait():
+        if model._jax_state_synced:
+            variables = [*model.variables, *model.optimizer.variables]
+            groups = [[variable.value for variable in variables]]
+        else:
+            groups = model._jax_state.values()
+        # In plain lists: JAX would take Keras' own kind of list for a leaf, and wait for nothing.
+        jax.block_until_ready([list(group) for group in groups])
+
+    return wait
+
+
+def make_train_step(model, features, labels):
+    """One update as in `fit`, on the same batch each time; of a model that `fit` has trained.
+
+    The state goes from step to step as in `JAXTrainer.fit`, and does not come back to the model.
+    """
+
+    state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)
+
+    def show_state():
+        model._jax_state = dict(zip(STATE, state, strict=True))
+        model._jax_state_synced = False
+
+    def train_step():
+        nonlocal state
+        _, state = model.train_function(state, iter([(features, labels)]))
+        show_state()
+
+    show_state()
+    return train_step
+
+
+# Floating-point operations
+
+
+def count_flops(model, features, labels) -> int:
+    """Operations of a forward and backward pass: matrix products and convolutions, from shapes.
+
+    A multiplication and an addition are two operations. The pass is traced, not run. XLA's own
+    `cost_analysis` would count what is done element by element too.
+    """
+
+    def loss(trainable, non_trainable, optimizer, metrics):
+        return model.compute_loss_and_updates(
+            trainable, non_trainable, metrics, features, labels, None,
+            training=True, optimizer_variables=optimizer,
+        )  # fmt: skip
+
+    groups = (model.trainable_variables, model.non_trainable_variables,
+              model.optimizer.variables, model.metrics_variables)  # fmt: skip
+    shapes = [[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group] for group in groups]
+    return flops(jax.make_jaxpr(jax.grad(loss, has_aux=True))(*shapes).jaxpr)
+
+
+def flops(jaxpr: Jaxpr) -> int:
+    """Operations of a traced function without loops."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            total += flops_of_product(equation)
+        elif equation.primitive.name == "conv_general_dilated":
+            total += flops_of_convolution(equation)
+        for value in equation.params.values():
+            for part in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(part, ClosedJaxpr):
+                    total += flops(part.jaxpr)
+                elif isinstance(part, Jaxpr):
+                    total += flops(part)
+    return total
+
+
+def flops_of_product(equation) -> int:
+    left, (result,) = equation.invars[0].aval.shape, equation.outvars
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    return 2 * math.prod(result.aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def flops_of_convolution(equation) -> int:
+    """Every place of the output meets every tap of the kernel.
+
+    Not where the input was filled up with zeros, as in the gradient of a strided convolution: there
+    it is every place of the input.
+    """
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    result = equation.outvars[0].aval.shape
+    of_image, _, of_result = equation.params["dimension_numbers"]
+    filled_up = math.prod(equation.params["lhs_dilation"]) > 1
+    batch, _, *places = (
+        [image[i] for i in of_image] if filled_up else [result[i] for i in of_result]
+    )
+    return 2 * batch * math.prod(places) * math.prod(kernel)

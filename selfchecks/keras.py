@@ -1,0 +1,57 @@
+"""What the Keras protocol costs on each backend: ratios of two things measured in one run.
+
+    python -m selfchecks.keras
+
+`model.fit` under the clock against plain `model.fit` without callbacks, in interleaved pairs, each
+backend in a process of its own.
+"""
+
+import argparse
+
+import numpy as np
+
+import keras_test_nlp as nlp
+from harness.clock import Clock
+from harness.frameworks import keras
+from harness.process import run_in_fresh_process, value_of
+from selfchecks.pairs import in_words, interleaved_ratios
+
+OPTIONS = argparse.Namespace(
+    device="cpu", precision="fp32", compile=False, seed=1, **nlp.EXPERIMENT.model_flags
+)
+
+
+def loop_ratios(backend: str, pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[float]:
+    """Of interleaved pairs, plain `fit`'s seconds divided by those under the clock.
+
+    Model and batches are small, so that what the clock costs per step weighs more than in a
+    benchmark.
+    """
+    keras.start(backend, OPTIONS)
+    from harness.frameworks.fit import TimedFit
+
+    module = keras.module_of(backend)
+    samples = batch_size * steps
+    random = np.random.default_rng(OPTIONS.seed)
+    shape = (samples, OPTIONS.maxlen)
+    reviews = random.integers(OPTIONS.vocab_size, size=shape, dtype=np.int32)
+    data = module.batches(reviews, random.integers(2, size=samples), batch_size)
+    model = nlp.build_model(OPTIONS, keras.compiles(backend, OPTIONS))
+
+    def plain():
+        model.fit(**data, verbose=0)
+
+    def under_the_clock():
+        clock = Clock(batch_size, samples, 1, module.synchronize(model))
+        model.fit(**data, verbose=0, callbacks=TimedFit(model, clock))
+
+    return interleaved_ratios(under_the_clock, plain, pairs)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    for name in nlp.BACKENDS:
+        ratios = value_of(run_in_fresh_process(loop_ratios, name))
+        print(f"{name}, training loop: {in_words(ratios)} (target 0.98)", flush=True)
