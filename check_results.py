@@ -51,7 +51,7 @@ RANGES = {
     "train_loss": (-math.inf, math.inf),
 }
 # Columns that rows of earlier versions lack.
-LATER_COLUMNS = set()
+LATER_COLUMNS = {"num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -137,8 +137,8 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def parts_of(text: str) -> list[str]:
-    """The parts of a list, with commas or blanks between them; one comma too many is none."""
-    return re.findall(r"[^\s,]+", text) or [text]
+    """The parts of a list, with commas or blanks between them; a comma may follow the last one."""
+    return re.split(r"\s*,\s*|\s+", text.strip().removesuffix(","))
 
 
 def names_of(choices: tuple[str, ...], numbers: bool = False):

@@ -52,6 +52,7 @@ def test_what_is_plain_is_taken(monkeypatch, words, name, value):
         (["--num-workers", "4"], "--num_workers is not needed"),
         (["--compile", "True"], "there is no True"),
         (["--epochs", "1", "2"], "'1 2' is not a whole number"),
+        (["--batch_sizes=32,,64"], "is not a list of whole numbers"),
         (["--batch_sizes=,"], "is not a list of whole numbers"),
         (["--seed=-1"], "--seed: '-1' is not a whole number from 0"),
         (["--seed", str(2**31)], "is not a whole number from 0 to 2147483647"),
