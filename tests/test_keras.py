@@ -88,6 +88,10 @@ def test_jax_is_waited_for_to_the_end_of_the_last_step(seen):
     assert not any(is_ready["the state as Keras holds it"])
 
 
+def test_jax_does_not_pass_tf32_off_as_float32(seen):
+    assert seen("jax")["tf32"].startswith("--precision=fp32: cpu rounds float32 as TF32 does")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_row_is_whole_and_of_its_backend(backend, seen):
     found = seen(backend)
