@@ -43,6 +43,7 @@ def main(backend: str) -> dict:
         "flops": [flops(backend, *tiny) for tiny in (tiny_transformer(backend), resnet(backend))],
         "waits": waits(backend, device),
         "is_ready": is_ready() if backend == "jax" else None,
+        "tf32": tf32() if backend == "jax" else None,
         "row": measured(backend, device),
         "other_device": other_device(backend, device),
         "tensorflow_is_loaded": "tensorflow" in sys.modules,
@@ -162,6 +163,19 @@ def is_ready() -> dict:
     data = keras_jax.batches(features, np.zeros(len(features), int), 512)
     model.fit(**data, verbose=0, callbacks=Look(add_history=True, model=model))
     return seen
+
+
+def tf32() -> str:
+    """What is said of a device that rounds float32 to 10 bits after the point."""
+    from harness.frameworks import keras_jax
+
+    device = keras_jax.Device("cpu")
+    with mock.patch.object(keras_jax, "fine_products", lambda dtype: [np.ones(3)]):
+        try:
+            keras_jax.require_precision(device, "fp32")
+        except UserError as error:
+            return str(error)
+    return ""
 
 
 def measured(backend: str, device) -> dict:

@@ -88,6 +88,10 @@ def test_jax_is_waited_for_to_the_end_of_the_last_step(seen):
     assert not any(is_ready["the state as Keras holds it"])
 
 
+def test_jax_does_not_pass_tf32_off_as_float32(seen):
+    assert seen("jax")["tf32"].startswith("--precision=fp32: cpu rounds float32 as TF32 does")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_row_is_whole_and_of_its_backend(backend, seen):
     found = seen(backend)
@@ -142,7 +146,7 @@ def test_backend_that_is_not_installed_is_said_and_left_out(prepared, monkeypatc
     assert line == "jax is not installed, so it is left out: python -m pip install jax"
     options = argparse.Namespace(**vars(OPTIONS))
     outcome = {"status": "ok", "value": facts}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *arguments: outcome)
+    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: outcome)
     facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare)
     assert options.backends == ["tensorflow", "torch"]
     assert (facts["machine"], facts["framework"]) == ("M", "keras 3.15.1")
@@ -166,11 +170,11 @@ def test_machine_is_that_of_the_gpu_that_a_backend_uses(prepared, capsys):
 
 def test_resume_knows_each_backends_version(prepared, monkeypatch):
     outcome = {"status": "ok", "value": prepared()}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *arguments: outcome)
+    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: outcome)
     options = argparse.Namespace(**vars(OPTIONS))
     facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare)
     good = {"status": "ok", "value": {"avg_time_per_epoch": 1.0, "extrapolated": False}}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *arguments: good)
+    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: good)
 
     def rows(saved):
         measured = harness.sweep.measured_rows(script.EXPERIMENT, options, facts, None, saved)

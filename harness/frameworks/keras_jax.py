@@ -10,7 +10,8 @@ import harness.machine
 from harness.cards import card_bytes
 from harness.process import UsageError
 
-DTYPES = {"bf16": jax.numpy.bfloat16, "fp16": jax.numpy.float16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables",
          "metrics_variables")  # fmt: skip
 
@@ -41,8 +42,7 @@ def start(options) -> Device:
     jax.config.update("jax_default_device", device.itself)
     if options.precision == "fp32":
         jax.config.update("jax_default_matmul_precision", "highest")
-    else:
-        require_precision(device, options.precision)
+    require_precision(device, options.precision)
     return device
 
 
@@ -66,17 +66,27 @@ def count_of(kind: str) -> int:
 
 
 def require_precision(device: Device, precision: str) -> None:
-    """Raises UsageError unless the device convolves and differentiates in `precision`."""
-    image = jax.numpy.ones((1, 4, 8, 8), DTYPES[precision])
-    kernel = jax.numpy.ones((4, 4, 3, 3), DTYPES[precision])
-
-    def summed(kernel):
-        return jax.lax.conv(image, kernel, (1, 1), "SAME").sum()
-
+    """Raises UsageError unless the device multiplies and convolves in `precision`."""
     try:
-        jax.block_until_ready(jax.jit(jax.grad(summed))(kernel))
+        results = jax.block_until_ready(fine_products(DTYPES[precision]))
     except jax.errors.JaxRuntimeError:
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+    if precision == "fp32" and any(abs(result - FINE).max() > 2**-14 for result in results):
+        raise UsageError(
+            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
+            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
+        )
+
+
+def fine_products(dtype) -> list[jax.Array]:
+    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+
+    They are large enough for the kernels that a training uses.
+    """
+    matrix, images = (jax.numpy.full(shape, FINE, dtype) for shape in ((512, 512), (4, 64, 16, 16)))
+    kernel = jax.numpy.ones((64, 64, 3, 3), dtype)
+    convolved = jax.lax.conv(images, kernel, (1, 1), "VALID")
+    return [matrix @ jax.numpy.ones_like(matrix) / 512, convolved / (3 * 3 * 64)]
 
 
 def facts(device: Device) -> dict:
