@@ -149,16 +149,24 @@ def test_mean_and_interval_are_those_of_the_clock():
 
 
 class FakeMeter:
+    """Stands in for the energy meter and for the watch of other programs."""
+
     def begin(self):
         self.began = True
 
     def end(self):
+        assert self.began
         return 120.0
+
+    def columns(self):
+        return {"other_load_percent": 1.5}
 
 
 def test_fits_are_repeated_within_the_time_and_one_is_always_made(monkeypatch):
     clock = iter(np.arange(1000.0))  # every look at it is a second later
     monkeypatch.setattr(fits.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(fits, "Watch", lambda *device: FakeMeter())
+    monkeypatch.setattr(fits, "energy_meter", lambda *device: FakeMeter())
     table = airline.Table(np.zeros((5000, 8)), np.zeros(5000), np.zeros((4, 8)), np.zeros(4))
     sizes = []
 
@@ -166,12 +174,13 @@ def test_fits_are_repeated_within_the_time_and_one_is_always_made(monkeypatch):
         sizes.append(len(labels))
         return "model", {"fit_seconds": float(len(sizes)), "matrix_seconds": 1.0}
 
-    row, model, late = fits.measure_fits(fit, lambda *_: "late", table, 4.0, FakeMeter())
+    row, model, late = fits.measure_fits(fit, lambda *_: "late", table, 4.0)
     assert sizes == [1000, 5000, 5000, 5000]  # the first is a warm-up, on few rows
     assert (row["fits"], row["fit_seconds"], row["matrix_seconds"]) == (3, 3.0, 1.0)
     assert row["sustained_ratio"] == pytest.approx(2 / 4)
     assert row["energy_joules_per_fit"] == 40 and row["average_power_watts"] == 120 / 4
-    assert (model, late) == ("model", "late")
+    assert (model, late, row["other_load_percent"]) == ("model", "late", 1.5)
+    monkeypatch.setattr(fits, "energy_meter", lambda *device: None)
     row, *_ = fits.measure_fits(fit, lambda *_: "late", table, 0.5)
     assert row["fits"] == 1 and row["fit_seconds_ci95"] is None
     assert "energy_joules_per_fit" not in row
@@ -195,6 +204,11 @@ def fresh(function, *arguments):
     outcome = run_in_fresh_process(function, *arguments)
     assert outcome["status"] == "ok", outcome
     return outcome["value"]
+
+
+def test_a_million_rows_are_named_in_full():
+    assert fits.ROWS.named(1_000_000) == "1,000,000 rows"
+    assert fits.THREADS.named("all") == "all threads"
 
 
 # XGBoost
