@@ -27,6 +27,7 @@ from harness.clock import Window, steady_rate
 from harness.frameworks import boosting
 from harness.process import is_out_of_memory, run_in_fresh_process
 from harness.twins.airline import airline_table
+from reporting import charts
 
 ROOT = Path(__file__).parent.parent
 
@@ -209,6 +210,13 @@ def fresh(function, *arguments):
 def test_a_million_rows_are_named_in_full():
     assert fits.ROWS.named(1_000_000) == "1,000,000 rows"
     assert fits.THREADS.named("all") == "all threads"
+
+
+def test_bars_stand_in_the_order_of_their_threads():
+    bars = [{"machine": "M", "label": "M 8 GB", "names": [f"{threads} threads"], "protocol": "2023"}
+            for threads in ("all", "16", "1", "4")]  # fmt: skip
+    drawn = charts.with_series(pd.DataFrame(bars))["series"]
+    assert [name.split(", ")[1].split()[0] for name in drawn] == ["1", "4", "16", "all"]
 
 
 # XGBoost
