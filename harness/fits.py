@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+import harness.cores
 import harness.machine
 from harness.clock import relative_spread
 from harness.disturbance import Watch
@@ -53,7 +54,7 @@ def thread_count(threads: str) -> int:
     Raises:
         UsageError: there are not that many.
     """
-    cores = harness.machine.usable_cores()
+    cores = harness.cores.usable_cores()
     count = cores if threads == "all" else int(threads)
     if count > cores:
         raise UsageError(f"--threads={count}: this process may use {cores} cores; or take all")

@@ -17,6 +17,7 @@ import pytest
 import tabular_processes
 from loopback import serve
 
+import harness.cores
 import harness.data
 import harness.machine
 import sklearn_test_tabular
@@ -194,7 +195,7 @@ def test_threads_are_names_and_numbers_no_more_than_there_are(monkeypatch):
     for text in ("0", "1.5", "some", "", "-2"):
         with pytest.raises(argparse.ArgumentTypeError, match="numbers and names"):
             names_of(("all",), numbers=True)(text)
-    monkeypatch.setattr(harness.machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(harness.cores, "usable_cores", lambda: 4)
     assert [fits.thread_count(threads) for threads in ("all", "3")] == [4, 3]
     with pytest.raises(utils.UsageError, match="--threads=5.*4 cores"):
         fits.require_threads(["1", "5"])
@@ -352,7 +353,7 @@ def test_a_whole_sweep_and_its_place_among_the_others(tmp_path):
     walked = [("1", "1000"), ("all", "1000")]
     assert [(row["threads"], row["rows"]) for row in rows] == walked
     assert {row["status"] for row in rows} == {"ok"}
-    assert [int(row["threads_used"]) for row in rows] == [1, harness.machine.usable_cores()]
+    assert [int(row["threads_used"]) for row in rows] == [1, harness.cores.usable_cores()]
     assert run("check_results.py", tmp_path).stdout == "1 files, 0 problems\n"
     assert "M: 4 numbers of 1 experiments" in run(
         "compare_results.py", "--list", f"--results_dir={tmp_path}"
