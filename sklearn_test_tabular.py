@@ -128,13 +128,10 @@ def measure(threads: str, estimator: str, rows: int, options) -> dict:
     from sklearn.metrics import roc_auc_score
 
     from harness import airline
-    from harness.energy import energy_meter
 
     table = airline.load(rows, options)
     fit = fit_function(estimator, count, options)
-    row, model, predicted = fits.measure_fits(
-        fit, predict, table, options.max_seconds, energy_meter("cpu")
-    )
+    row, model, predicted = fits.measure_fits(fit, predict, table, options.max_seconds)
     if hasattr(model, "predict_proba"):
         row["auc"] = roc_auc_score(table.held_out_labels, predicted[:, 1])
     return row | {"iterations": iterations(model), "threads_used": count}

@@ -140,7 +140,6 @@ def measure(threads: str, rows: int, options) -> dict:
     from sklearn.metrics import roc_auc_score
 
     from harness import airline
-    from harness.energy import energy_meter
     from harness.frameworks import boosting
 
     options.device = boosting.choose_device(options)
@@ -148,9 +147,7 @@ def measure(threads: str, rows: int, options) -> dict:
     functions = xgboost_functions if options.library == "xgboost" else lightgbm_functions
     fit, predict = functions(options, count)
     kind, number = options.device.partition(":")[0], boosting.card_number(options.device)
-    row, _, late = fits.measure_fits(
-        fit, predict, table, options.max_seconds, energy_meter(kind, number)
-    )
+    row, _, late = fits.measure_fits(fit, predict, table, options.max_seconds, kind, number)
     row |= fits.rate_columns(
         "million_row_trees_per_second", rows * options.trees / 1e6, row, "fit_seconds"
     )

@@ -24,7 +24,7 @@ class Varied:
 
     def named(self, value) -> str:
         """The value as tables say it: `batch 32`."""
-        return self.label.format(f"{value:g}" if isinstance(value, float) else value)
+        return self.label.format(value)
 
 
 @dataclass(frozen=True)

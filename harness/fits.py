@@ -11,8 +11,11 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+import harness.cores
 import harness.machine
 from harness.clock import relative_spread
+from harness.disturbance import Watch
+from harness.energy import energy_meter
 from harness.experiment import Varied
 from harness.process import UsageError, tell
 from harness.results import MACHINE_COLUMNS
@@ -51,7 +54,7 @@ def thread_count(threads: str) -> int:
     Raises:
         UsageError: there are not that many.
     """
-    cores = harness.machine.usable_cores()
+    cores = harness.cores.usable_cores()
     count = cores if threads == "all" else int(threads)
     if count > cores:
         raise UsageError(f"--threads={count}: this process may use {cores} cores; or take all")
@@ -91,7 +94,14 @@ def facts(framework: str, card: tuple[str, int] | None = None) -> dict:
     }
 
 
-def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | None, energy=None):
+def measure_fits(
+    fit: Callable,
+    predict: Callable,
+    table,
+    max_seconds: float | None,
+    device_type: str = "cpu",
+    index: int = 0,
+):
     """Fit again and again, then predict again and again.
 
     One fit on few rows goes before, unmeasured: the first of a process starts the threads. Every
@@ -102,7 +112,8 @@ def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | N
         predict: `predict(model, features)`: what is predicted.
         table: a `harness.airline.Table`.
         max_seconds: None makes FITS fits.
-        energy: a `harness.energy.EnergyMeter` of the device, or None.
+        device_type: `cpu` or `cuda`: the device whose energy and load are read.
+        index: number of a CUDA card.
 
     Returns:
         The measured columns of a row, the last model, and what it predicts of the held-out rows.
@@ -111,8 +122,10 @@ def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | N
     parts, model = [], None
     bar = tqdm(desc=f"{len(table.labels):,} rows", unit=" fits", position=1, leave=False,
                disable=None)  # fmt: skip
+    energy, watch = energy_meter(device_type, index), Watch(device_type, index)
     if energy:
         energy.begin()
+    watch.begin()
     start = time.perf_counter()
     while not enough(len(parts), seconds := time.perf_counter() - start, max_seconds):
         model = None  # its memory is free before the next one is made
@@ -120,9 +133,13 @@ def measure_fits(fit: Callable, predict: Callable, table, max_seconds: float | N
         parts.append(taken)
         bar.update()
         tell(f"{len(table.labels):,} rows: {len(parts)} fits")
+    watch.end()
     joules = energy.end() if energy else None
     bar.close()
-    row = {"fits": len(parts), "peak_memory_gb": harness.machine.peak_resident_gb()}
+    row = watch.columns() | {
+        "fits": len(parts),
+        "peak_memory_gb": harness.machine.peak_resident_gb(),
+    }
     for name in parts[0]:
         row |= mean_columns(name, [taken[name] for taken in parts])
     row["sustained_ratio"] = sustained_ratio([taken["fit_seconds"] for taken in parts])

@@ -50,7 +50,8 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
             there = [v for v in getattr(options, varied.flag) if v in facts[varied.column]]
             setattr(options, varied.flag, there)
     facts["machine"] = options.machine_name or facts["machine"]
-    flags = {n: getattr(options, n) for n in configuration(experiment) if hasattr(options, n)}
+    shared = set(configuration(experiment)) - {varied.column for varied in experiment.varied}
+    flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}
     return {**flags, **facts, "project_version": PROJECT_VERSION}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -107,7 +108,10 @@ def with_series(rows: pd.DataFrame) -> pd.DataFrame:
         other = row["protocol"] == OURS and row["project_version"] != PROJECT_VERSION
         version = [f"version {row['project_version']}"] if other else []
         names.append(", ".join([row["label"], *row.get("names", []), *version]))
-    return rows.assign(series=names).sort_values(["machine", "series"])
+    # 4 threads before 16.
+    padded = [re.sub(r"\d+", lambda number: number[0].zfill(9), name) for name in names]
+    rows = rows.assign(series=names, padded=padded).sort_values(["machine", "padded"])
+    return rows.drop(columns="padded")
 
 
 def draw_panel(axes, rows: pd.DataFrame, experiment: Experiment, colours: dict) -> None:

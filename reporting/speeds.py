@@ -64,6 +64,8 @@ def speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
 
 def measured_speeds(rows: pd.DataFrame, experiment: Experiment, speed: Speed) -> pd.DataFrame:
     """One of an experiment's numbers of each of its rows."""
+    # Beside other experiments' rows, which lack these columns, they were read as floats.
+    rows = rows.astype({v.column: int for v in experiment.varied if not v.choices})
     values = pd.to_numeric(rows[speed.column])
     width = rows.get(f"{speed.column}_ci95")
     varied = [varied.column for varied in experiment.varied]

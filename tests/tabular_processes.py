@@ -8,10 +8,10 @@ import sys
 
 import psutil
 
-import harness.energy
 import harness.machine
 import sklearn_test_tabular
 import xgboost_test_tabular
+from harness import fits
 
 
 def xgboost_and_a_bare_train(options):
@@ -39,7 +39,7 @@ def trained_where_no_card_is(options):
     if xgboost.build_info()["USE_CUDA"] and harness.machine.nvidia_card():
         return "this machine has a card"
     boosting.choose_device = lambda _: "cuda"
-    harness.energy.energy_meter = lambda *_: None
+    fits.energy_meter = lambda *_: None
     return xgboost_test_tabular.measure("1", 2000, options)
 
 

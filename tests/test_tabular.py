@@ -17,6 +17,7 @@ import pytest
 import tabular_processes
 from loopback import serve
 
+import harness.cores
 import harness.data
 import harness.machine
 import sklearn_test_tabular
@@ -27,6 +28,7 @@ from harness.clock import Window, steady_rate
 from harness.frameworks import boosting
 from harness.process import is_out_of_memory, run_in_fresh_process
 from harness.twins.airline import airline_table
+from reporting import charts
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,16 +151,24 @@ def test_mean_and_interval_are_those_of_the_clock():
 
 
 class FakeMeter:
+    """Stands in for the energy meter and for the watch of other programs."""
+
     def begin(self):
         self.began = True
 
     def end(self):
+        assert self.began
         return 120.0
+
+    def columns(self):
+        return {"other_load_percent": 1.5}
 
 
 def test_fits_are_repeated_within_the_time_and_one_is_always_made(monkeypatch):
     clock = iter(np.arange(1000.0))  # every look at it is a second later
     monkeypatch.setattr(fits.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(fits, "Watch", lambda *device: FakeMeter())
+    monkeypatch.setattr(fits, "energy_meter", lambda *device: FakeMeter())
     table = airline.Table(np.zeros((5000, 8)), np.zeros(5000), np.zeros((4, 8)), np.zeros(4))
     sizes = []
 
@@ -166,12 +176,13 @@ def test_fits_are_repeated_within_the_time_and_one_is_always_made(monkeypatch):
         sizes.append(len(labels))
         return "model", {"fit_seconds": float(len(sizes)), "matrix_seconds": 1.0}
 
-    row, model, late = fits.measure_fits(fit, lambda *_: "late", table, 4.0, FakeMeter())
+    row, model, late = fits.measure_fits(fit, lambda *_: "late", table, 4.0)
     assert sizes == [1000, 5000, 5000, 5000]  # the first is a warm-up, on few rows
     assert (row["fits"], row["fit_seconds"], row["matrix_seconds"]) == (3, 3.0, 1.0)
     assert row["sustained_ratio"] == pytest.approx(2 / 4)
     assert row["energy_joules_per_fit"] == 40 and row["average_power_watts"] == 120 / 4
-    assert (model, late) == ("model", "late")
+    assert (model, late, row["other_load_percent"]) == ("model", "late", 1.5)
+    monkeypatch.setattr(fits, "energy_meter", lambda *device: None)
     row, *_ = fits.measure_fits(fit, lambda *_: "late", table, 0.5)
     assert row["fits"] == 1 and row["fit_seconds_ci95"] is None
     assert "energy_joules_per_fit" not in row
@@ -184,7 +195,7 @@ def test_threads_are_names_and_numbers_no_more_than_there_are(monkeypatch):
     for text in ("0", "1.5", "some", "", "-2"):
         with pytest.raises(argparse.ArgumentTypeError, match="numbers and names"):
             names_of(("all",), numbers=True)(text)
-    monkeypatch.setattr(harness.machine, "usable_cores", lambda: 4)
+    monkeypatch.setattr(harness.cores, "usable_cores", lambda: 4)
     assert [fits.thread_count(threads) for threads in ("all", "3")] == [4, 3]
     with pytest.raises(utils.UsageError, match="--threads=5.*4 cores"):
         fits.require_threads(["1", "5"])
@@ -195,6 +206,18 @@ def fresh(function, *arguments):
     outcome = run_in_fresh_process(function, *arguments)
     assert outcome["status"] == "ok", outcome
     return outcome["value"]
+
+
+def test_a_million_rows_are_named_in_full():
+    assert fits.ROWS.named(1_000_000) == "1,000,000 rows"
+    assert fits.THREADS.named("all") == "all threads"
+
+
+def test_bars_stand_in_the_order_of_their_threads():
+    bars = [{"machine": "M", "label": "M 8 GB", "names": [f"{threads} threads"], "protocol": "2023"}
+            for threads in ("all", "16", "1", "4")]  # fmt: skip
+    drawn = charts.with_series(pd.DataFrame(bars))["series"]
+    assert [name.split(", ")[1].split()[0] for name in drawn] == ["1", "4", "16", "all"]
 
 
 # XGBoost
@@ -330,7 +353,7 @@ def test_a_whole_sweep_and_its_place_among_the_others(tmp_path):
     walked = [("1", "1000"), ("all", "1000")]
     assert [(row["threads"], row["rows"]) for row in rows] == walked
     assert {row["status"] for row in rows} == {"ok"}
-    assert [int(row["threads_used"]) for row in rows] == [1, harness.machine.usable_cores()]
+    assert [int(row["threads_used"]) for row in rows] == [1, harness.cores.usable_cores()]
     assert run("check_results.py", tmp_path).stdout == "1 files, 0 problems\n"
     assert "M: 4 numbers of 1 experiments" in run(
         "compare_results.py", "--list", f"--results_dir={tmp_path}"
