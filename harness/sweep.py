@@ -33,6 +33,8 @@ PATIENCE, PATIENCE_WITH_FITS = 1800.0, 7200.0
 def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
     """What a fresh process finds out before the first point: machine, device, data.
 
+    `prepare` may put `found` among them, the values to walk for flags such as --providers=auto.
+
     Returns:
         The columns that every row shares.
 
@@ -47,6 +49,8 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
         raise UserError(f"preparation failed: {outcome['error']}")
     facts = outcome["value"]
     options.data = facts["data"]
+    for flag, values in facts.pop("found", {}).items():
+        setattr(options, flag, values)
     facts["machine"] = options.machine_name or facts["machine"]
     flags = {n: getattr(options, n) for n in configuration(experiment) if hasattr(options, n)}
     return {**flags, **facts, "project_version": PROJECT_VERSION}

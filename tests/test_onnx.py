@@ -1,0 +1,555 @@
+"""ONNX inference: networks and files, where nodes ran, right answers, timing, rows and scores."""
+
+import argparse
+import csv
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models as vision
+
+import onnx_test_inference as script
+from harness.frameworks import onnx as protocol
+from harness.frameworks import onnx_placement
+from harness.models import torch_networks
+from harness.models.networks import NETWORKS, Input, Network
+from harness.process import UsageError, UserError
+from harness.twins import onnx_files
+from reporting.scores import scores
+from reporting.speeds import speeds
+from reporting.tables import load_results
+
+ROOT = Path(__file__).parent.parent
+CPU = protocol.UNITS["cpu"]
+
+
+# Facts
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_and_operations_are_the_architecture_s(name):
+    network = NETWORKS[name]
+    with torch.device("meta"):
+        model = torch_networks.BUILDERS[name]().eval()
+        inputs = torch_networks.example(network.inputs, 1)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    assert sum(p.numel() for p in model.parameters()) == network.parameters
+    assert counter.get_total_flops() / 1e9 == pytest.approx(network.gflop, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("mobilenetv3", vision.MobileNet_V3_Large_Weights.DEFAULT),
+        ("resnet50", vision.ResNet50_Weights.DEFAULT),
+        ("ssdlite320", vision.detection.SSDLite320_MobileNet_V3_Large_Weights.DEFAULT),
+        ("deeplabv3", vision.segmentation.DeepLabV3_MobileNet_V3_Large_Weights.DEFAULT),
+    ],
+)
+def test_facts_are_those_that_torchvision_publishes(name, weights):
+    """Its operations are multiplications with their addition, in 1e9."""
+    assert 2 * weights.meta["_ops"] == pytest.approx(NETWORKS[name].gflop, rel=0.01)
+    assert weights.meta["num_params"] == pytest.approx(NETWORKS[name].parameters, rel=0.001)
+
+
+# A tiny network's files
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 8, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(8 * 25, 10),
+        )  # fmt: skip
+
+    def forward(self, pixels):
+        return self.layers(pixels)
+
+
+TINY = Network("test", {"pixels": Input((3, 15, 15))}, 2_314, 0, True)
+TINY_FLOP = 2 * (8 * 49 * 27 + 8 * 25 * 36 + 10 * 200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", TINY)
+        patch.setitem(torch_networks.BUILDERS, "tiny", lambda: torch_networks.Part(Tiny()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny):
+    """A data directory with the tiny network in all precisions."""
+    folder = tmp_path_factory.mktemp("data")
+    onnx_files.ensure_files(["tiny"], list(onnx_files.PRECISIONS), folder)
+    return folder
+
+
+def options(data_dir, **changes):
+    usual = dict(data_dir=data_dir, device="auto", seed=1, max_seconds=0.6, data="auto")
+    usual |= dict(providers=["auto"], models=["tiny"], precisions=["fp32"])
+    return argparse.Namespace(**usual | changes)
+
+
+def test_a_file_computes_what_the_network_does(exported):
+    session = protocol.make_session(onnx_files.file_path(exported, "tiny", "fp32"), CPU, 3)
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("pixels", [3, 3, 15, 15])]
+    inputs = onnx_files.random_inputs("tiny", 3, seed=0)
+    answer = session.run(None, inputs)[0]
+    model = torch_networks.random_network("tiny")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(inputs["pixels"])).numpy()
+    assert answer == pytest.approx(expected, abs=1e-4)
+    # Neither faded nor exploded, or no precision could be judged.
+    assert 0.1 < answer.std() < 10
+
+
+def test_precisions_are_what_they_are_called(exported):
+    def kinds(precision):
+        graph = onnx.load(onnx_files.file_path(exported, "tiny", precision)).graph
+        weights = {onnx.TensorProto.DataType.Name(w.data_type) for w in graph.initializer}
+        return {node.op_type for node in graph.node}, weights
+
+    assert "FLOAT16" in kinds("fp16")[1] and "FLOAT" not in kinds("fp16")[1]
+    operations, weights = kinds("int8")
+    assert "QuantizeLinear" in operations and "INT8" in weights
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Exports that write a few bytes, and are counted."""
+    made = []
+
+    def export(name, path):
+        made.append(name)
+        path.write_bytes(b"network")
+        return "torch 0"
+
+    monkeypatch.setattr(onnx_files, "export", export)
+    return made
+
+
+def test_files_are_made_once(counted, tmp_path):
+    for _ in range(2):
+        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+    assert counted == ["tiny"]
+
+
+@pytest.mark.parametrize("spoil", ["bytes", "version", "no stamp", "torn stamp"])
+def test_damaged_and_stale_files_are_made_anew(counted, tmp_path, spoil):
+    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+    path = onnx_files.file_path(tmp_path, "tiny", "fp32")
+    stamp = onnx_files.stamp_path(path)
+    if spoil == "bytes":
+        path.write_bytes(b"netw0rk")
+    elif spoil == "version":
+        stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"version": 0}))
+    elif spoil == "no stamp":
+        stamp.unlink()
+    else:
+        stamp.write_text(stamp.read_text()[:9])
+    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+    assert counted == ["tiny", "tiny"]
+    assert path.read_bytes() == b"network" and onnx_files.is_whole(path)
+
+
+def test_an_interrupted_export_leaves_nothing_that_looks_whole(counted, tmp_path, monkeypatch):
+    whole = onnx_files.export
+
+    def interrupted(name, path):
+        whole(name, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx_files, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+    assert [p.name for p in (tmp_path / "onnx").iterdir() if p.suffix != ".lock"] == []
+    monkeypatch.setattr(onnx_files, "export", whole)
+    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+    assert onnx_files.is_whole(onnx_files.file_path(tmp_path, "tiny", "fp32"))
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(name, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx_files, "export", full)
+    with pytest.raises(UserError, match="--data_dir=.*No space left on device"):
+        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+
+
+# Where the nodes ran
+
+
+def profile_of(exported, unit, folder, batch_size=1, precision="fp32"):
+    path = onnx_files.file_path(exported, "tiny", precision)
+    session = protocol.make_session(path, unit, batch_size, profile=folder / "profile")
+    session.run(None, onnx_files.random_inputs("tiny", batch_size, 0))
+    return onnx_placement.read_profile(Path(session.end_profiling()))
+
+
+@pytest.mark.parametrize("precision", onnx_files.PRECISIONS)
+def test_operations_are_counted_from_the_profile(exported, tmp_path, precision):
+    for batch_size in (1, 2):
+        nodes = profile_of(exported, CPU, tmp_path, batch_size, precision)
+        assert onnx_placement.total(nodes) == batch_size * TINY_FLOP
+
+
+@pytest.mark.parametrize(
+    "kind, inputs, output, expected",
+    [
+        ("Conv", [[1, 4, 9, 9], [8, 2, 3, 3]], [1, 8, 7, 7], 2 * 8 * 49 * 18),
+        ("ConvTranspose", [[1, 4, 9, 9], [4, 8, 2, 2]], [1, 8, 18, 18], 2 * 4 * 81 * 32),
+        ("MatMul", [[2, 5, 7], [7, 3]], [2, 5, 3], 2 * 30 * 7),
+        ("Gemm", [[7, 5], [7, 3], [3]], [5, 3], 2 * 15 * 7),
+        ("Relu", [[2, 5]], [2, 5], 0),
+    ],
+)
+def test_operations_of_a_node(kind, inputs, output, expected):
+    described = {
+        "op_name": kind,
+        "input_type_shape": [{"float": shape} for shape in inputs],
+        "output_type_shape": [{"float": output}],
+    }
+    assert onnx_placement.flop(described) == expected
+
+
+def test_a_provider_that_takes_nothing_is_found_out(exported, tmp_path):
+    """A real one of ONNX Runtime's: it is in the session, and every node runs on the CPU."""
+    azure = "AzureExecutionProvider"
+    if azure not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {azure}")
+    unit = protocol.Unit(azure, "cpu")
+    placed = profile_of(exported, unit, tmp_path)
+    row = onnx_placement.columns(placed, profile_of(exported, CPU, tmp_path), unit, tmp_path)
+    assert row["placement"] == "partly on CPU"
+    assert row["provider_flops_percent"] == row["provider_nodes_percent"] == 0
+    assert row["partitions"] == 0
+
+
+CORE_ML = "CoreMLExecutionProvider"
+
+
+def event(kind, provider, start, inputs=(), output=()):
+    arguments = {"op_name": kind, "provider": provider, "output_type_shape": [{"float": output}]}
+    arguments["input_type_shape"] = [{"float": list(shape)} for shape in inputs]
+    return {"cat": "Node", "name": f"{kind}_kernel_time", "ts": start, "args": arguments}
+
+
+def core_ml_profile(path, on_cpu):
+    """A profile as Core ML's provider leaves it: its parts are nodes without operations."""
+    events = [{"cat": "Session", "name": "model_run", "ts": 0, "args": {}}]
+    for number, (kind, *shapes) in enumerate(on_cpu):
+        events.append(event(f"CoreML_7_{number}", CORE_ML, 10 * number + 1))
+        events.append(event(kind, "CPUExecutionProvider", 10 * number + 2, *shapes))
+    events.append(event("CoreML_7_9", CORE_ML, 99))
+    path.write_text(json.dumps(events))
+    return onnx_placement.read_profile(path)
+
+
+WHOLE = [
+    onnx_placement.Node(kind, CPU.provider, flop)
+    for kind, flop in (("Conv", 850), ("MatMul", 150), ("Relu", 0), ("Pad", 0))
+]
+
+
+def test_what_core_ml_left_to_the_cpu_is_subtracted(tmp_path):
+    unit = protocol.UNITS["coreml_cpu"]
+    placed = core_ml_profile(tmp_path / "p", [("Pad", [[1, 3]], [1, 5])])
+    row = onnx_placement.columns(placed, WHOLE, unit, tmp_path)
+    assert row["provider_flops_percent"] == 100 and row["provider_nodes_percent"] == 75
+    assert row["partitions"] == 2 and row["placement"] == ""
+    product = ("MatMul", [[5, 5], [5, 3]], [5, 3])  # 150 operations
+    placed = core_ml_profile(tmp_path / "p", [product])
+    row = onnx_placement.columns(placed, WHOLE, unit, tmp_path)
+    assert row["provider_flops_percent"] == pytest.approx(85)
+    assert row["placement"] == "partly on CPU"
+
+
+def stand_in_plan(monkeypatch, folder, devices):
+    """Core ML's compute plan, with the cost of an operation on each of the devices."""
+    kinds = {name: type(name, (), {}) for name in ("MLCPUComputeDevice", "MLGPUComputeDevice")}
+    kinds["MLNeuralEngineComputeDevice"] = type("MLNeuralEngineComputeDevice", (), {})
+
+    class Plan:
+        @staticmethod
+        def load_from_path(path, compute_units):
+            assert path.endswith("a.mlmodelc") and compute_units == "the Neural Engine"
+            return Plan()
+
+        block = SimpleNamespace(operations=[*devices, None])
+        function = SimpleNamespace(block=block)
+        model_structure = SimpleNamespace(program=SimpleNamespace(functions={"main": function}))
+
+        def get_estimated_cost_for_mlprogram_operation(self, operation):
+            return operation and SimpleNamespace(weight=operation[1])
+
+        def get_compute_device_usage_for_mlprogram_operation(self, operation):
+            return operation and SimpleNamespace(preferred_compute_device=kinds[operation[0]]())
+
+    tools, models, plan = (ModuleType(f"coremltools{end}") for end in ("", ".m", ".p"))
+    tools.ComputeUnit = {"CPU_AND_NE": "the Neural Engine"}
+    tools.__spec__ = SimpleNamespace()
+    plan.MLComputePlan = Plan
+    monkeypatch.setitem(sys.modules, "coremltools", tools)
+    monkeypatch.setitem(sys.modules, "coremltools.models", models)
+    monkeypatch.setitem(sys.modules, "coremltools.models.compute_plan", plan)
+    monkeypatch.setattr(onnx_placement.platform, "mac_ver", lambda: ("15.1", (), ""))
+    (folder / "hash" / "a.mlmodelc").mkdir(parents=True)
+
+
+def test_core_ml_on_its_cpu_instead_of_the_neural_engine_is_found_out(tmp_path, monkeypatch):
+    unit = protocol.UNITS["coreml_neural_engine"]
+    placed = [onnx_placement.Node("CoreML_1_0", CORE_ML, 0)]
+    row = onnx_placement.columns(placed, WHOLE, unit, tmp_path)
+    assert row["placement"] == "unit not proven" and row["unit_cost_percent"] is None
+    costs = [("MLCPUComputeDevice", 0.2), ("MLNeuralEngineComputeDevice", 0.6)]
+    stand_in_plan(monkeypatch, tmp_path, costs)
+    row = onnx_placement.columns(placed, WHOLE, unit, tmp_path)
+    assert row["provider_flops_percent"] == 100 and row["unit_cost_percent"] == pytest.approx(75)
+    assert row["placement"] == "partly on CPU"
+    costs[0] = ("MLNeuralEngineComputeDevice", 0.2)
+    monkeypatch.undo()
+    stand_in_plan(monkeypatch, tmp_path / "again", costs)
+    row = onnx_placement.columns(placed, WHOLE, unit, tmp_path / "again")
+    assert row["placement"] == "" and row["unit_cost_percent"] == 100
+
+
+# Units
+
+
+def test_auto_is_every_unit_that_is_there(monkeypatch):
+    there = ["CoreMLExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    core_ml = ["coreml_cpu", "coreml_gpu", "coreml_neural_engine"]
+    assert protocol.choose_units(["auto"], "auto") == ["cpu", *core_ml]
+    assert protocol.choose_units(["auto"], "mps") == core_ml[1:]
+    assert protocol.choose_units(["coreml_gpu"], "auto") == ["coreml_gpu"]
+    with pytest.raises(UsageError, match="--device=cuda:1"):
+        protocol.choose_units(["auto"], "cuda:1")
+
+
+def test_a_missing_provider_is_one_line():
+    with pytest.raises(UsageError, match="--providers=coreml_gpu: .* has no CoreMLExecutionProv"):
+        protocol.choose_units(["cpu", "coreml_gpu"], "auto")
+
+
+def test_a_provider_that_does_not_start_is_an_error(exported, monkeypatch):
+    """ONNX Runtime only warns, for instance where CUDA's libraries are missing."""
+    path = onnx_files.file_path(exported, "tiny", "fp32")
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession",
+        lambda path, settings, providers: real(path, settings, ["CPUExecutionProvider"]),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="CUDAExecutionProvider is installed but does not start"):
+        protocol.make_session(path, protocol.UNITS["cuda"], 1)
+
+
+def test_a_card_is_named_as_everywhere(monkeypatch):
+    said = "NVIDIA H100 80GB HBM3, 81559\n"
+    monkeypatch.setattr(protocol.harness.machine, "output_of", lambda *_: said)
+    row = protocol.machine(["cpu", "cuda"], "auto")
+    assert row["device"] == "cuda (NVIDIA H100 80GB HBM3)"
+    assert row["machine"] == "NVIDIA_H100_80GB_HBM3"
+
+
+# The answer
+
+
+def measure(exported, precision="fp32", batch_size=2):
+    return protocol.measure("tiny", "cpu", precision, batch_size, options(exported))
+
+
+def test_a_row_has_its_numbers(exported):
+    row = measure(exported)
+    assert row["placement"] == "" and row["provider_flops_percent"] == 100
+    assert row["cosine_similarity"] == pytest.approx(1) and row["runs_timed"] > 100
+    assert row["latency_ms"] <= row["latency_p90_ms"] <= row["latency_p99_ms"]
+    # Two samples in a batch: twice as many inferences as batches.
+    mean = 2 / row["inferences_per_second"]
+    assert mean > row["latency_ms"] / 1000 / 2
+    assert row["first_inference_seconds"] > 0 and row["exporter"].startswith("torch")
+    assert set(row) <= set(script.EXPERIMENT.columns)
+
+
+def test_a_wrong_answer_is_an_error_however_fast(exported, tmp_path):
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    for precision in ("fp32", "fp16"):
+        path = onnx_files.file_path(exported, "tiny", precision)
+        for file in (path, onnx_files.stamp_path(path)):
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert measure(tmp_path, "fp16")["cosine_similarity"] > 0.999
+    edited = onnx.load(folder / "tiny-fp16.onnx")
+    weights = max(edited.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
+    values = onnx.numpy_helper.to_array(weights)
+    weights.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1, axis=1), weights.name))
+    onnx.save(edited, folder / "tiny-fp16.onnx")
+    with pytest.raises(UserError, match="wrong answer: cosine similarity"):
+        measure(tmp_path, "fp16")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [np.array([1.0, 2.0, np.nan])],
+        [np.array([1.0, 2.0, 3.2])],  # the cosine alone would let it pass
+        [-np.array([1.0, 2.0, 3.0])],
+    ],
+)
+def test_numbers_that_differ_are_wrong(answer):
+    reference = [np.array([1.0, 2.0, 3.0])]
+    assert protocol.same_answer(reference, reference, "fp32")["largest_relative_difference"] == 0
+    with pytest.raises(UserError, match="wrong answer"):
+        protocol.same_answer(answer, reference, "fp32")
+
+
+# Timing
+
+
+def test_the_clock_waits_for_the_device():
+    """A card whose work goes on after `run_with_iobinding` has returned."""
+
+    class Binding:
+        def synchronize_outputs(self):
+            time.sleep(0.02)
+
+    session = SimpleNamespace(run_with_iobinding=lambda binding: None)
+    run = protocol.runner(session, protocol.UNITS["cuda"])
+    row = protocol.time_inferences(run, [Binding()], 4, 0.1, None)
+    assert row["latency_ms"] >= 20 and row["inferences_per_second"] <= 4 / 0.02
+
+
+def test_the_first_inference_stands_apart():
+    slow = iter([0.4])
+    row = protocol.time_inferences(
+        lambda binding: time.sleep(next(slow, 0.005)), [None, None], 1, 0.1, None
+    )
+    assert row["first_inference_seconds"] >= 0.4
+    assert row["inferences_per_second"] > 30
+    few = protocol.latency_columns([0.1] * 9)
+    assert few == {"latency_ms": 100, "latency_p90_ms": None, "latency_p99_ms": None}
+
+
+def test_energy_is_of_the_steady_part():
+    meter = SimpleNamespace(begin=lambda: None, end=lambda: 60.0)
+    row = protocol.time_inferences(lambda _: time.sleep(0.01), [None], 2, 0.1, meter)
+    assert row["energy_joules_per_inference"] == 60 / (2 * row["runs_timed"])
+
+
+# As a user does
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+
+    def run(*flags):
+        return subprocess.run(
+            [sys.executable, ROOT / "onnx_test_inference.py", "--models=mobilenetv3",
+             f"--data_dir={folder / 'data'}", f"--results_dir={folder / 'results'}",
+             "--max_seconds=0.2", "--machine_name=A", *flags],
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = run("--precision=fp32, int8", "--batch_sizes=2")
+    assert done.returncode == 0, done.stderr
+    return folder, done, run
+
+
+def rows_of(folder):
+    path = next((folder / "results/results_onnx_inference").glob("*.csv"))
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_writes_rows_that_check(run_once):
+    folder, done, _ = run_once
+    rows = rows_of(folder)
+    points = [(row["provider"], row["precision"], row["batch_size"]) for row in rows]
+    assert points == [("cpu", "fp32", "2"), ("cpu", "int8", "2")]
+    assert all(row["status"] == "ok" and row["network"] == "mobilenetv3" for row in rows)
+    assert all(float(row["provider_flops_percent"]) == 100 for row in rows)
+    assert "exporting mobilenetv3, int8 (once" in done.stdout + done.stderr
+    checked = subprocess.run(
+        [sys.executable, ROOT / "check_results.py", folder / "results"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_exported_file_has_the_published_operations(run_once, tmp_path):
+    folder, *_ = run_once
+    path = onnx_files.file_path(folder / "data", "mobilenetv3", "fp32")
+    session = protocol.make_session(path, CPU, 1, profile=tmp_path / "profile")
+    session.run(None, onnx_files.random_inputs("mobilenetv3", 1, 0))
+    nodes = onnx_placement.read_profile(Path(session.end_profiling()))
+    expected = NETWORKS["mobilenetv3"].gflop
+    assert onnx_placement.total(nodes) / 1e9 == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--providers=coreml_gpu"], "--providers=coreml_gpu: ONNX Runtime"),
+        (["--data=real"], "--data=real: these networks have random weights"),
+        (["--models=alexnet"], "'alexnet' is not a list of names"),
+    ],
+)
+def test_wrong_flags_are_one_line(run_once, flags, said):
+    _, _, run = run_once
+    done = run(*flags)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
+
+
+# Labels and scores
+
+
+def write_rows(folder, rows):
+    path = folder / "results_onnx_inference/M_random-inputs_networks_0_onnx_results.csv"
+    path.parent.mkdir(parents=True)
+    shared = dict(
+        provider="cpu", precision="fp32", batch_size="1", status="ok", data="synthetic",
+        machine="M", device="cpu", framework="onnxruntime 1.32.0", project_version="1.0.0",
+        started_at="2026-11-25T18:00:00+00:00", placement="",
+    )  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, script.EXPERIMENT.columns, restval="")
+        writer.writeheader()
+        writer.writerows(shared | row for row in rows)
+    return load_results(folder)
+
+
+def test_a_score_is_of_a_whole_set_only(tmp_path):
+    names = [name for name in NETWORKS if name != "tiny"]
+    fast = [{"network": n, "inferences_per_second": 10 ** (i % 2)} for i, n in enumerate(names)]
+    short = [row | {"precision": "int8"} for row in fast[:-1]]
+    results = write_rows(tmp_path, fast + short)
+    found = scores(results, script.EXPERIMENT)
+    assert found["series"].tolist() == ["M, cpu, fp32"] and found["panel"].tolist() == ["batch 1"]
+    assert found["score"].tolist() == [pytest.approx(10 ** (5 / 11))]
+
+
+def test_partly_on_cpu_is_in_the_label(tmp_path):
+    names = [name for name in NETWORKS if name != "tiny"]
+    rows = [{"network": n, "inferences_per_second": 5, "placement": ""} for n in names]
+    rows[3]["placement"] = "partly on CPU"
+    results = write_rows(tmp_path, rows)
+    table = speeds(results)
+    labelled = table[table["configuration"] == "partly on CPU"]
+    assert labelled["test"].unique().tolist()[0].startswith(names[3])
+    assert scores(results, script.EXPERIMENT)["series"].tolist() == ["M, cpu, fp32, partly on CPU"]
