@@ -68,10 +68,10 @@ EXPERIMENT = utils.Experiment(
         "energy_joules_per_inference", "average_power_watts",
         "placement", "provider_flops_percent", "provider_nodes_percent", "partitions",
         "unit_cost_percent", "cosine_similarity", "largest_relative_difference",
-        "gflop", "parameters", "thermal_state", "status", "error", "data", "exporter",
+        "gflop", "parameters", "status", "error", "data", "exporter",
         *utils.MACHINE_COLUMNS,
     ),
-    text_columns=("placement", "thermal_state", "exporter"),
+    text_columns=("placement", "exporter"),
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import itertools
 import time
 from pathlib import Path
 
+from harness.disturbance import Watch
 from harness.frameworks import onnx
 from harness.twins import onnx_files
 from selfchecks.pairs import in_words
@@ -36,7 +37,7 @@ def timing_ratios(data_dir: Path, pairs: int = 30, seconds: float = 1.0) -> list
     inputs = [onnx_files.random_inputs(NAME, 1, seed) for seed in range(onnx.FRESH_INPUTS)]
     bindings = [onnx.bind(session, unit, values) for values in inputs]
     sides = {
-        "ours": lambda: onnx.time_inferences(run, bindings, 1, seconds, None)[
+        "ours": lambda: onnx.time_inferences(run, bindings, 1, seconds, Watch())[
             "inferences_per_second"
         ],
         "bare": lambda: bare_rate(run, bindings, seconds),

@@ -1,4 +1,4 @@
-"""ONNX inference: networks and files, where nodes ran, right answers, timing, rows and scores."""
+"""ONNX inference: where nodes ran, right answers, timing, rows and scores."""
 
 import argparse
 import csv
@@ -14,15 +14,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models as vision
+from tiny_network import TINY_FLOP
 
 import onnx_test_inference as script
+from harness.disturbance import Watch
 from harness.frameworks import onnx as protocol
 from harness.frameworks import onnx_placement
-from harness.models import torch_networks
-from harness.models.networks import NETWORKS, Input, Network
+from harness.models.networks import NETWORKS
 from harness.process import UsageError, UserError
 from harness.twins import onnx_files
 from reporting.scores import scores
@@ -31,164 +29,8 @@ from reporting.tables import load_results
 
 ROOT = Path(__file__).parent.parent
 CPU = protocol.UNITS["cpu"]
-
-
-# Facts
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_parameters_and_operations_are_the_architecture_s(name):
-    network = NETWORKS[name]
-    with torch.device("meta"):
-        model = torch_networks.BUILDERS[name]().eval()
-        inputs = torch_networks.example(network.inputs, 1)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    assert sum(p.numel() for p in model.parameters()) == network.parameters
-    assert counter.get_total_flops() / 1e9 == pytest.approx(network.gflop, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "name, weights",
-    [
-        ("mobilenetv3", vision.MobileNet_V3_Large_Weights.DEFAULT),
-        ("resnet50", vision.ResNet50_Weights.DEFAULT),
-        ("ssdlite320", vision.detection.SSDLite320_MobileNet_V3_Large_Weights.DEFAULT),
-        ("deeplabv3", vision.segmentation.DeepLabV3_MobileNet_V3_Large_Weights.DEFAULT),
-    ],
-)
-def test_facts_are_those_that_torchvision_publishes(name, weights):
-    """Its operations are multiplications with their addition, in 1e9."""
-    assert 2 * weights.meta["_ops"] == pytest.approx(NETWORKS[name].gflop, rel=0.01)
-    assert weights.meta["num_params"] == pytest.approx(NETWORKS[name].parameters, rel=0.001)
-
-
-# A tiny network's files
-
-
-class Tiny(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-            torch.nn.Conv2d(8, 8, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(8 * 25, 10),
-        )  # fmt: skip
-
-    def forward(self, pixels):
-        return self.layers(pixels)
-
-
-TINY = Network("test", {"pixels": Input((3, 15, 15))}, 2_314, 0, True)
-TINY_FLOP = 2 * (8 * 49 * 27 + 8 * 25 * 36 + 10 * 200)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "tiny", TINY)
-        patch.setitem(torch_networks.BUILDERS, "tiny", lambda: torch_networks.Part(Tiny()))
-        yield
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, tiny):
-    """A data directory with the tiny network in all precisions."""
-    folder = tmp_path_factory.mktemp("data")
-    onnx_files.ensure_files(["tiny"], list(onnx_files.PRECISIONS), folder)
-    return folder
-
-
-def options(data_dir, **changes):
-    usual = dict(data_dir=data_dir, device="auto", seed=1, max_seconds=0.6, data="auto")
-    usual |= dict(providers=["auto"], models=["tiny"], precisions=["fp32"])
-    return argparse.Namespace(**usual | changes)
-
-
-def test_a_file_computes_what_the_network_does(exported):
-    session = protocol.make_session(onnx_files.file_path(exported, "tiny", "fp32"), CPU, 3)
-    assert [(i.name, i.shape) for i in session.get_inputs()] == [("pixels", [3, 3, 15, 15])]
-    inputs = onnx_files.random_inputs("tiny", 3, seed=0)
-    answer = session.run(None, inputs)[0]
-    model = torch_networks.random_network("tiny")
-    with torch.no_grad():
-        expected = model(torch.from_numpy(inputs["pixels"])).numpy()
-    assert answer == pytest.approx(expected, abs=1e-4)
-    # Neither faded nor exploded, or no precision could be judged.
-    assert 0.1 < answer.std() < 10
-
-
-def test_precisions_are_what_they_are_called(exported):
-    def kinds(precision):
-        graph = onnx.load(onnx_files.file_path(exported, "tiny", precision)).graph
-        weights = {onnx.TensorProto.DataType.Name(w.data_type) for w in graph.initializer}
-        return {node.op_type for node in graph.node}, weights
-
-    assert "FLOAT16" in kinds("fp16")[1] and "FLOAT" not in kinds("fp16")[1]
-    operations, weights = kinds("int8")
-    assert "QuantizeLinear" in operations and "INT8" in weights
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Exports that write a few bytes, and are counted."""
-    made = []
-
-    def export(name, path):
-        made.append(name)
-        path.write_bytes(b"network")
-        return "torch 0"
-
-    monkeypatch.setattr(onnx_files, "export", export)
-    return made
-
-
-def test_files_are_made_once(counted, tmp_path):
-    for _ in range(2):
-        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
-    assert counted == ["tiny"]
-
-
-@pytest.mark.parametrize("spoil", ["bytes", "version", "no stamp", "torn stamp"])
-def test_damaged_and_stale_files_are_made_anew(counted, tmp_path, spoil):
-    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
-    path = onnx_files.file_path(tmp_path, "tiny", "fp32")
-    stamp = onnx_files.stamp_path(path)
-    if spoil == "bytes":
-        path.write_bytes(b"netw0rk")
-    elif spoil == "version":
-        stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"version": 0}))
-    elif spoil == "no stamp":
-        stamp.unlink()
-    else:
-        stamp.write_text(stamp.read_text()[:9])
-    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
-    assert counted == ["tiny", "tiny"]
-    assert path.read_bytes() == b"network" and onnx_files.is_whole(path)
-
-
-def test_an_interrupted_export_leaves_nothing_that_looks_whole(counted, tmp_path, monkeypatch):
-    whole = onnx_files.export
-
-    def interrupted(name, path):
-        whole(name, path)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(onnx_files, "export", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
-    assert [p.name for p in (tmp_path / "onnx").iterdir() if p.suffix != ".lock"] == []
-    monkeypatch.setattr(onnx_files, "export", whole)
-    onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
-    assert onnx_files.is_whole(onnx_files.file_path(tmp_path, "tiny", "fp32"))
-
-
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    def full(name, path):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(onnx_files, "export", full)
-    with pytest.raises(UserError, match="--data_dir=.*No space left on device"):
-        onnx_files.ensure_files(["tiny"], ["fp32"], tmp_path)
+NAMES = list(NETWORKS)
+pytest_plugins = ["tiny_network"]
 
 
 # Where the nodes ran
@@ -360,8 +202,8 @@ def test_a_provider_that_does_not_start_is_an_error(exported, monkeypatch):
 
 
 def test_a_card_is_named_as_everywhere(monkeypatch):
-    said = "NVIDIA H100 80GB HBM3, 81559\n"
-    monkeypatch.setattr(protocol.harness.machine, "output_of", lambda *_: said)
+    said = ("NVIDIA H100 80GB HBM3", 81559 * 2**20)
+    monkeypatch.setattr(protocol.harness.machine, "nvidia_card", lambda index: said)
     row = protocol.machine(["cpu", "cuda"], "auto")
     assert row["device"] == "cuda (NVIDIA H100 80GB HBM3)"
     assert row["machine"] == "NVIDIA_H100_80GB_HBM3"
@@ -371,7 +213,8 @@ def test_a_card_is_named_as_everywhere(monkeypatch):
 
 
 def measure(exported, precision="fp32", batch_size=2):
-    return protocol.measure("tiny", "cpu", precision, batch_size, options(exported))
+    options = argparse.Namespace(data_dir=exported, device="auto", seed=1, max_seconds=0.6)
+    return protocol.measure("tiny", "cpu", precision, batch_size, options)
 
 
 def test_a_row_has_its_numbers(exported):
@@ -430,14 +273,14 @@ def test_the_clock_waits_for_the_device():
 
     session = SimpleNamespace(run_with_iobinding=lambda binding: None)
     run = protocol.runner(session, protocol.UNITS["cuda"])
-    row = protocol.time_inferences(run, [Binding()], 4, 0.1, None)
+    row = protocol.time_inferences(run, [Binding()], 4, 0.1, Watch())
     assert row["latency_ms"] >= 20 and row["inferences_per_second"] <= 4 / 0.02
 
 
 def test_the_first_inference_stands_apart():
     slow = iter([0.4])
     row = protocol.time_inferences(
-        lambda binding: time.sleep(next(slow, 0.005)), [None, None], 1, 0.1, None
+        lambda binding: time.sleep(next(slow, 0.005)), [None, None], 1, 0.1, Watch()
     )
     assert row["first_inference_seconds"] >= 0.4
     assert row["inferences_per_second"] > 30
@@ -447,7 +290,7 @@ def test_the_first_inference_stands_apart():
 
 def test_energy_is_of_the_steady_part():
     meter = SimpleNamespace(begin=lambda: None, end=lambda: 60.0)
-    row = protocol.time_inferences(lambda _: time.sleep(0.01), [None], 2, 0.1, meter)
+    row = protocol.time_inferences(lambda _: time.sleep(0.01), [None], 2, 0.1, Watch(), meter)
     assert row["energy_joules_per_inference"] == 60 / (2 * row["runs_timed"])
 
 
@@ -535,8 +378,7 @@ def write_rows(folder, rows):
 
 
 def test_a_score_is_of_a_whole_set_only(tmp_path):
-    names = [name for name in NETWORKS if name != "tiny"]
-    fast = [{"network": n, "inferences_per_second": 10 ** (i % 2)} for i, n in enumerate(names)]
+    fast = [{"network": n, "inferences_per_second": 10 ** (i % 2)} for i, n in enumerate(NAMES)]
     short = [row | {"precision": "int8"} for row in fast[:-1]]
     results = write_rows(tmp_path, fast + short)
     found = scores(results, script.EXPERIMENT)
@@ -545,11 +387,10 @@ def test_a_score_is_of_a_whole_set_only(tmp_path):
 
 
 def test_partly_on_cpu_is_in_the_label(tmp_path):
-    names = [name for name in NETWORKS if name != "tiny"]
-    rows = [{"network": n, "inferences_per_second": 5, "placement": ""} for n in names]
+    rows = [{"network": n, "inferences_per_second": 5, "placement": ""} for n in NAMES]
     rows[3]["placement"] = "partly on CPU"
     results = write_rows(tmp_path, rows)
     table = speeds(results)
     labelled = table[table["configuration"] == "partly on CPU"]
-    assert labelled["test"].unique().tolist()[0].startswith(names[3])
+    assert labelled["test"].unique().tolist()[0].startswith(NAMES[3])
     assert scores(results, script.EXPERIMENT)["series"].tolist() == ["M, cpu, fp32, partly on CPU"]

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import harness.machine
 from harness.clock import WINDOW_SECONDS, Window, steady_rate, sustained_ratio
+from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.frameworks import onnx_placement
 from harness.process import UsageError, UserError
@@ -112,19 +113,12 @@ def machine(units: list[str], device: str) -> dict:
     kind = next(kind for kind in ("cuda", "mps", "cpu") if kind in devices)
     name = size = None
     if kind == "cuda":
-        name, size = card(device_index(device))
+        name, size = harness.machine.nvidia_card(device_index(device)) or ("CUDA", None)
     return {
         **facts,
         "device": f"cuda ({name})" if name else kind,
         "machine": harness.machine.machine_tag(facts, kind, name, size),
     }
-
-
-def card(index: int) -> tuple[str, int | None]:
-    """Name and bytes of an NVIDIA card, as nvidia-smi numbers them."""
-    query = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits", f"--id={index}")
-    name, _, mebibytes = harness.machine.output_of("nvidia-smi", *query).strip().partition(", ")
-    return name or "CUDA card", int(mebibytes) * 2**20 if mebibytes.isdigit() else None
 
 
 def device_index(device: str) -> int:
@@ -151,12 +145,11 @@ def measure(name: str, unit_name: str, precision: str, batch_size: int, options)
         load_seconds = time.perf_counter() - start
         run = runner(session, unit)
         bindings = [bind(session, unit, values) for values in inputs]
-        meter = energy_meter(
-            "mps" if unit.is_core_ml else unit.device, device_index(options.device)
-        )
-        row = time_inferences(run, bindings, batch_size, options.max_seconds or SECONDS, meter)
+        place = ("mps" if unit.is_core_ml else unit.device, device_index(options.device))
+        watch, meter = Watch(*place), energy_meter(*place)
+        seconds = options.max_seconds or SECONDS
+        row = time_inferences(run, bindings, batch_size, seconds, watch, meter)
         row |= {"load_seconds": load_seconds, "exporter": onnx_files.read_stamp(path)["exporter"]}
-        row["thermal_state"] = harness.machine.thermal_state()
         if unit.device != "cuda":  # whose memory is not the process'
             row["peak_memory_gb"] = harness.machine.peak_resident_gb()
         run(bindings[0])
@@ -239,7 +232,9 @@ def runner(session, unit: Unit) -> Callable:
 # Timing
 
 
-def time_inferences(run, bindings: list, batch_size: int, seconds: float, energy) -> dict:
+def time_inferences(
+    run: Callable, bindings: list, batch_size: int, seconds: float, watch: Watch, energy=None
+) -> dict:
     """Time `run` on the bindings in turn; returns the timing columns of a row.
 
     The first run is timed apart. An inference is that of one sample; a latency is that of a batch.
@@ -256,6 +251,7 @@ def time_inferences(run, bindings: list, batch_size: int, seconds: float, energy
         if now() - start > WARMUP_SECONDS:
             break
     latencies, windows, joules = [], [], None
+    watch.begin()
     if energy:
         energy.begin()
     start = opened = now()
@@ -274,6 +270,7 @@ def time_inferences(run, bindings: list, batch_size: int, seconds: float, energy
                 break
     if energy:
         joules = energy.end()
+    watch.end()
     rate, half_width = steady_rate(windows)
     row = {
         "inferences_per_second": rate,
@@ -282,6 +279,7 @@ def time_inferences(run, bindings: list, batch_size: int, seconds: float, energy
         "first_inference_seconds": first,
         "sustained_ratio": sustained_ratio(windows),
         "runs_timed": len(latencies),
+        **watch.columns(),
     }
     if joules:
         row["energy_joules_per_inference"] = joules / (batch_size * len(latencies))
