@@ -64,7 +64,7 @@ EXPERIMENT = utils.Experiment(
         "inferences_per_second", "inferences_per_second_ci95",
         "latency_ms", "latency_p90_ms", "latency_p99_ms",
         "first_inference_seconds", "load_seconds", "sustained_ratio", "runs_timed",
-        "tflops_per_second", "peak_memory_gb", "swap_written_gb",
+        "peak_memory_gb", "swap_written_gb",
         "energy_joules_per_inference", "average_power_watts",
         "placement", "provider_flops_percent", "provider_nodes_percent", "partitions",
         "unit_cost_percent", "cosine_similarity", "largest_relative_difference",

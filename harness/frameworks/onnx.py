@@ -155,10 +155,8 @@ def measure(name: str, unit_name: str, precision: str, batch_size: int, options)
         run(bindings[0])
         answer = bindings[0].copy_outputs_to_cpu()
         row |= proofs(name, precision, unit, batch_size, inputs[0], answer, options, Path(folder))
-    gflop = row["gflop"] = onnx_files.NETWORKS[name].gflop
-    row["parameters"] = onnx_files.NETWORKS[name].parameters
-    row["tflops_per_second"] = gflop * row["inferences_per_second"] / 1000
-    return row
+    network = onnx_files.NETWORKS[name]
+    return row | {"gflop": network.gflop, "parameters": network.parameters}
 
 
 def ready(unit: Unit, index: int, folder: Path) -> Unit:
@@ -191,6 +189,8 @@ def make_session(path: Path, unit: Unit, batch_size: int, profile: Path | None =
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # Weights that are packed beforehand are missing among a node's inputs.
         settings.add_session_config_entry("session.disable_prepacking", "1")
+    if unit.device == "cuda":
+        onnxruntime.preload_dlls()  # of CUDA, where they came as Python packages, as PyTorch's do
     session = onnxruntime.InferenceSession(path, settings, [(unit.provider, unit.options)])
     session.disable_fallback()
     if unit.provider not in session.get_providers():
