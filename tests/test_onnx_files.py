@@ -114,6 +114,20 @@ def test_damaged_and_stale_files_are_made_anew(counted, tmp_path, spoil):
     assert path.read_bytes() == b"network" and onnx_files.is_whole(path)
 
 
+def test_what_was_made_from_an_older_file_is_made_anew(counted, tmp_path, monkeypatch):
+    halves = []
+
+    def to_half(name, source, path):
+        halves.append(source.read_bytes())
+        path.write_bytes(b"half")
+
+    monkeypatch.setattr(onnx_files, "to_half", to_half)
+    onnx_files.ensure_files(["tiny"], ["fp16"], tmp_path)
+    onnx_files.file_path(tmp_path, "tiny", "fp32").write_bytes(b"damaged")
+    onnx_files.ensure_files(["tiny"], ["fp16"], tmp_path)
+    assert halves == [b"network", b"network"]
+
+
 def test_an_interrupted_export_leaves_nothing_that_looks_whole(counted, tmp_path, monkeypatch):
     whole = onnx_files.export
 

@@ -42,10 +42,10 @@ def ensure_files(names: list[str], precisions: list[str], data_dir: Path) -> Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "onnx.lock"):  # two runs at once make them once
-            missing = [pair for pair in wanted if not is_whole(file_path(data_dir, *pair))]
-            for name, precision in tqdm(missing, desc="exporting", unit=" files", disable=None):
-                tqdm.write(f"exporting {name}, {precision} (once, into {folder})")
-                make_file(name, precision, data_dir)
+            for name, precision in tqdm(wanted, desc="networks", unit=" files", disable=None):
+                if not is_whole(file_path(data_dir, name, precision)):
+                    tqdm.write(f"exporting {name}, {precision} (once, into {folder})")
+                    make_file(name, precision, data_dir)
     except OSError as error:
         raise UserError(
             f"--data_dir={data_dir}: a network cannot be written there ({error.strerror})"
@@ -83,7 +83,9 @@ def make_file(name: str, precision: str, data_dir: Path) -> None:
     """Write a file and its stamp; neither is there under its name before it is whole."""
     path = file_path(data_dir, name, precision)
     partial = path.with_suffix(".part")
-    stamp_path(path).unlink(missing_ok=True)
+    # Another fp32 file makes what was made from the one before useless.
+    for made in PRECISIONS if precision == "fp32" else [precision]:
+        stamp_path(file_path(data_dir, name, made)).unlink(missing_ok=True)
     try:
         if precision == "fp32":
             exporter = export(name, partial)
