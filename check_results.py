@@ -31,7 +31,7 @@ from reporting.experiments import find_experiments, of_file, results_files, why_
 CHOICES = {
     "status": {"ok", "out_of_memory", "killed", "error"},
     "data": {"real", "synthetic"},
-    "precision": {"fp32", "bf16", "fp16"},
+    "precision": {"fp32", "bf16", "fp16", "int8"},
 }
 # Smallest and largest believable number of a column; from 0 on where none is given.
 RANGES = {
@@ -46,6 +46,9 @@ RANGES = {
     "test_accuracy": (0, 1),
     "memory_gb": (0.1, 1e5),
     "peak_memory_gb": (0, 1e5),
+    "provider_flops_percent": (0, 100),
+    "provider_nodes_percent": (0, 100),
+    "unit_cost_percent": (0, 100),
     "tflops_per_second": (0, 1e6),
     "swap_written_gb": (-1e5, 1e5),
     "train_loss": (-math.inf, math.inf),

@@ -79,6 +79,11 @@ class Experiment:
     columns: tuple[str, ...] = tuple(COLUMNS)
     extra_columns: tuple[str, ...] = ()  # not in every row
     text_columns: tuple[str, ...] = ()
+    # One of what is varied whose choices belong together, such as the networks of a suite: charts
+    # have it along their axis, and the geometric mean over all of it, not less, is a score.
+    whole_set: str = ""
+    # Text columns that a reader must see beside the number; empty where there is nothing to say.
+    remarks: tuple[str, ...] = ()
     folder: str = ""  # of its results; default: results_<backend>_<task>
     # Its rows are answers of a language model, of which a number is the mean of many.
     generations: bool = False
@@ -86,6 +91,11 @@ class Experiment:
     @property
     def results_folder(self) -> str:
         return self.folder or f"results_{self.backend}_{self.task}"
+
+    @property
+    def along(self) -> Varied:
+        """What a chart has along its axis: the whole set, else what is varied last."""
+        return next((v for v in self.varied if v.column == self.whole_set), self.varied[-1])
 
     def results_path(self, results_dir: Path, machine: str) -> Path:
         """The one CSV file of this experiment on `machine`."""

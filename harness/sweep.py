@@ -35,6 +35,7 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
 
     Under the name of what the experiment varies, `prepare` may return the columns that only the
     rows of one value share: {"backend": {"torch": {...}, "jax": {...}}}. Other values are left out.
+    Under `found` it may return the values to walk for flags such as --providers=auto.
 
     Returns:
         The columns that every row shares, and those.
@@ -49,6 +50,8 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
         if varied.column in facts:
             there = [v for v in getattr(options, varied.flag) if v in facts[varied.column]]
             setattr(options, varied.flag, there)
+    for flag, values in facts.pop("found", {}).items():
+        setattr(options, flag, values)
     facts["machine"] = options.machine_name or facts["machine"]
     shared = set(configuration(experiment)) - {varied.column for varied in experiment.varied}
     flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}

@@ -117,7 +117,8 @@ def report(experiment, row: dict) -> None:
     rate = row.get("samples_per_second")
     rate = f", {rate:,.1f} samples/s" if rate else ""
     tqdm.write(f"{name}: {digits(row[speed.column])} {speed.unit}{rate}")
-    for verdict in verdicts(row, experiment.classes):
+    remarks = [row[name] for name in experiment.remarks if row.get(name)]
+    for verdict in [*remarks, *verdicts(row, experiment.classes)]:
         tqdm.write(f"    {verdict}")
 
 

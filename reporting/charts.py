@@ -27,6 +27,7 @@ from reporting.drawing import (
     three_digits,
     whiskers,
 )
+from reporting.scores import score_bars
 from reporting.speeds import is_good, measurements, relative_speeds, speeds
 from reporting.tables import OLDER, OURS, Results
 
@@ -46,6 +47,8 @@ def draw_all(results: Results, folder: Path) -> list[str]:
     for chart, experiment in results.experiments.items():
         if chart in measured:
             figures[chart] = of_experiment(results, experiment)
+        if chart in measured and experiment.whole_set:
+            figures[f"{chart}_score"] = score_bars(results, experiment)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -85,19 +88,20 @@ def speed_bars(results: Results, experiment: Experiment) -> Figure:
 
 
 def with_panels(rows: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Adds `size`, what is varied last; `panel`, a title; `order` of the panels; `names`, what
+    """Adds `size`, what lies along the axis; `panel`, a title; `order` of the panels; `names`, what
     else tells two bars apart."""
-    *others, _ = experiment.varied
+    place = experiment.varied.index(experiment.along)
     titles, names, order = [], [], []
     measures = [speed.name for speed in experiment.speeds]
     for row in rows.to_dict("records"):
-        values = list(zip(others, row["varied"], strict=False))
+        values = list(zip(experiment.varied, row["varied"], strict=True))
+        del values[place]
         apart = [varied.named(value) for varied, value in values if not varied.in_label]
         titles.append(", ".join(filter(None, [*apart, row["measure"], PROTOCOLS[row["protocol"]]])))
         names.append([varied.named(value) for varied, value in values if varied.in_label])
         rank = [list(PROTOCOLS).index(row["protocol"]), measures.index(row["measure"])]
         order.append((*rank, [str(value) for _, value in values]))
-    sizes = [values[-1] for values in rows["varied"]]
+    sizes = [values[place] for values in rows["varied"]]
     return rows.assign(size=sizes, panel=titles, names=names, order=order)
 
 
@@ -116,7 +120,8 @@ def with_series(rows: pd.DataFrame) -> pd.DataFrame:
 
 def draw_panel(axes, rows: pd.DataFrame, experiment: Experiment, colours: dict) -> None:
     """Groups of bars, one group per size; a failed one is a gap that says why."""
-    sizes = sorted(rows["size"].unique())
+    along = experiment.along
+    sizes = sorted(rows["size"].unique(), key=along.choices.index if along.choices else None)
     width = 0.86 / rows["size"].value_counts().max()
     crowded = len(rows) > 24
     numbers = {"fontsize": 6.5, "rotation": 90} if crowded else {"fontsize": 9}
@@ -131,9 +136,12 @@ def draw_panel(axes, rows: pd.DataFrame, experiment: Experiment, colours: dict) 
             drawn = draw_bar(axes, x, 0.94 * width, row, colours[row["series"]])
             if len(rows) <= LABELLED_BARS:
                 axes.bar_label(drawn, fmt=three_digits, padding=2, **numbers)
-    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    if along.choices:
+        axes.set_xticks(range(len(sizes)), sizes, rotation=30, ha="right", fontsize=9)
+    else:
+        axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set_xlim(-0.6, len(sizes) - 0.4)
-    axes.set_xlabel(experiment.varied[-1].axis)
+    axes.set_xlabel(along.axis)
     measure = rows["measure"].iloc[0]
     axes.set_ylabel(next(s.axis for s in experiment.speeds if s.name == measure))
     axes.grid(axis="y", alpha=0.3)

@@ -164,7 +164,9 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
     if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):
         row["status"] = "nonsense"
     row["settings"] = settings(row, experiment)
-    row["configuration"] = in_words(row["settings"], DEFAULTS | experiment.flag_defaults())
+    words = in_words(row["settings"], DEFAULTS | experiment.flag_defaults())
+    remarks = [row.get(name) for name in experiment.remarks]
+    row["configuration"] = " ".join(filter(None, [words, *remarks]))
     return labelled(row, older)
 
 
