@@ -148,12 +148,12 @@ def pair_frameworks(numbers: list[dict], machine: str) -> list[dict]:
     compared = []
     for x, y in itertools.combinations(mine, 2):
         alike = all(x[name] == y[name] for name in ("network", "test", "configuration"))
-        if (
-            alike
-            and x["backend"] != y["backend"]
-            and not differences(x, y, ("framework", "compile"))
-        ):
-            title = f"{x['experiment']} / {y['experiment']}"
+        if not alike or x["backend"] == y["backend"]:
+            continue
+        if not differences(x, y, but=("framework", "compile")):
+            # Titles begin with the framework.
+            (first, _, network), (second, *_) = (n["experiment"].partition(", ") for n in (x, y))
+            title = f"{network}: {first} / {second}"
             compared.append(comparison(x, y, []) | {"experiment": title})
     return sorted(compared, key=lambda row: row["experiment"])
 

@@ -38,7 +38,7 @@ EXPERIMENT = utils.Experiment(
     varied=utils.batch_sizes("32, 64, 128"),
     samples=food101.SAMPLES,
     classes=food101.NUM_CLASSES,
-    quick={"batch_sizes": "2"},
+    quick={"batch_sizes": "1"},
     extra_columns=("loader_workers",),
 )
 

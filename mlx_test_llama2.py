@@ -32,6 +32,7 @@ import harness.machine
 import utils
 from harness import PROJECT_VERSION
 from harness.arguments import device_name, machine_name, seconds, temperature, whole_number
+from harness.endings import is_out_of_memory
 from harness.generation import (
     COLUMNS,
     SPEEDS,
@@ -46,7 +47,6 @@ from harness.generation import (
     run_and_collect,
     summarize,
 )
-from harness.process import is_out_of_memory
 from harness.questions import QUESTIONS
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable

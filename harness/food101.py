@@ -46,9 +46,7 @@ def fetch(options):
         raise harness.data.unreadable(
             "Food101", error, folder.parents[1], options.data_dir
         ) from None
-    harness.data.require_samples(
-        "Food101", len(dataset), SAMPLES, folder, options.data_dir
-    )
+    harness.data.require_samples("Food101", len(dataset), SAMPLES, folder, options.data_dir)
     return dataset
 
 

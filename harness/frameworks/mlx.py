@@ -6,9 +6,13 @@ not wait, and a window of steps with `mx.eval`, which does.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+# Read once, at the first product: newer GPUs (Apple's M5, NVIDIA's) otherwise round as TF32 does.
+os.environ["MLX_ENABLE_TF32"] = "0"
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,12 +20,15 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 import harness.machine
+from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
+from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.process import UsageError
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
+FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 # Device
@@ -36,6 +43,8 @@ class Device(NamedTuple):
 
 def start(options) -> Device:
     """Seed, choose the device, and make sure that it does the precision asked for.
+
+    `fp32` is true float32.
 
     Raises:
         UsageError: the device is missing, or cannot compute in the precision.
@@ -63,13 +72,46 @@ def choose_device(name: str) -> Device:
 
 
 def require_precision(device: Device, precision: str) -> None:
-    """Raises UsageError unless `device` convolves and differentiates in `precision`."""
-    kernel = mx.ones((4, 3, 3, 4), DTYPES[precision])
-    images = mx.ones((1, 8, 8, 4), DTYPES[precision])
+    """Raises UsageError unless `device` convolves and differentiates, in `precision` itself."""
+    if device.type == "cuda" and precision == "bf16":
+        details = mx.device_info(mx.default_device())
+        capability = [details[f"compute_capability_{part}"] for part in ("major", "minor")]
+        if not has_bf16(capability):
+            raise UsageError(
+                f"--precision=bf16: {details['device_name']} has no bf16 arithmetic; use fp16 or "
+                "fp32"
+            )
     try:
-        mx.eval(mx.grad(lambda kernel: mx.conv2d(images, kernel).sum())(kernel))
+        results = fine_products(DTYPES[precision])
     except (RuntimeError, ValueError):
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+    if precision == "fp32" and any(mx.abs(result - FINE).max() > 2**-14 for result in results):
+        raise UsageError(
+            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop; "
+            "measure with --precision=bf16"
+        )
+
+
+def fine_products(dtype: mx.Dtype) -> list[mx.array]:
+    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+
+    They are large enough for the kernels that a training uses; the convolution's gradient is FINE
+    too, times what it sums over.
+    """
+    matrix, images = mx.full((512, 512), FINE, dtype), mx.full((4, 16, 16, 64), FINE, dtype)
+    kernel = mx.ones((64, 3, 3, 64), dtype)
+
+    def convolved_sum(kernel):
+        return mx.conv2d(images, kernel).sum()
+
+    gradient = mx.grad(convolved_sum)(kernel)
+    results = [
+        matrix @ mx.ones_like(matrix) / 512,
+        mx.conv2d(images, kernel) / (3 * 3 * 64),
+        gradient / (4 * 14 * 14),
+    ]
+    mx.eval(results)
+    return results
 
 
 def prepare(options, fetch) -> dict:
@@ -102,7 +144,7 @@ def facts(device: Device) -> dict:
 
 
 def in_memory_batches(features, labels, batch_size: int) -> Callable[[], Iterator]:
-    """A function that goes through the arrays (N, ...) and (N,) once, in shuffled batches.
+    """A function that goes through the arrays (N, ...) and (N,) once, in shuffled full batches.
 
     They lie in the memory that the device computes in, and a whole batch is gathered there at once.
     """
@@ -110,8 +152,8 @@ def in_memory_batches(features, labels, batch_size: int) -> Callable[[], Iterato
 
     def batches():
         order = mx.random.permutation(len(labels))
-        for begin in range(0, len(labels), batch_size):
-            chosen = order[begin : begin + batch_size]
+        for end in range(batch_size, len(labels) + 1, batch_size):
+            chosen = order[end - batch_size : end]
             yield features[chosen], labels[chosen]
 
     return batches
@@ -139,12 +181,13 @@ def measure_training(
     model, loss_function, batches, samples: int, device: Device, batch_size: int, options,
     warmup_steps: int = WARMUP_STEPS,
 ) -> dict:  # fmt: skip
-    """Train a classifier with Adam under the shared clock, then probe the device alone.
+    """Train a classifier with Adam under the shared clock, then probe it without its pipeline.
 
     Args:
         loss_function: `loss_function(model, features, labels)`, a scalar.
-        batches: a function that goes through one epoch: features (N, ...) and labels (N,).
-        samples: of one epoch.
+        batches: a function that goes through the full batches of one epoch: features (N, ...) and
+            labels (N,).
+        samples: of one epoch, with the rest that fills no batch.
         warmup_steps: steps after the first one that the steady rate leaves out.
 
     Returns:
@@ -153,7 +196,7 @@ def measure_training(
     if batch_size > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
     optimizer = adam()
-    train_step, synchronize = make_steps(model, loss_function, optimizer, batch_size, options)
+    train_step, synchronize = make_steps(model, loss_function, optimizer, options)
     features, labels = next(batches())
     mx.eval(features, labels)
     clock = Clock(
@@ -164,26 +207,29 @@ def measure_training(
         options.max_seconds,
         energy_meter(device.type, device.index),
         warmup_steps,
+        watch=Watch(device.type, device.index),
     )
     loss = train(train_step, batches, options.epochs, clock)
     row = clock.measurement()
     row["train_loss"] = loss.item()
-    row["peak_memory_gb"] = peak_memory_gb(device)
 
-    def train_step_on_device():
+    def train_step_on_same_batch():
         train_step(features, labels)
         return batch_size
 
-    row["compute_samples_per_second"] = probe_device(train_step_on_device, batch_size, synchronize)
+    row["compute_samples_per_second"] = probe_device(
+        train_step_on_same_batch, batch_size, synchronize
+    )
+    row["peak_memory_gb"] = peak_memory_gb(device)
     if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
+        row["input_bound_percent"] = 100 * (1 - rate / speed)
         # Two samples are enough: the work of a step grows with the batch.
         flops = count_flops(model, loss_function, features[:2], labels[:2])
         row["tflops_per_second"] = flops / len(labels[:2]) * rate / 1e12
     return row
 
 
-def make_steps(model, loss_function, optimizer, batch_size: int, options):
+def make_steps(model, loss_function, optimizer, options):
     """Two functions: one optimizer update on a batch, and one that waits for all updates so far.
 
     In bf16 and fp16 the pass computes with weights cast to that type, while the weights themselves
@@ -204,11 +250,10 @@ def make_steps(model, loss_function, optimizer, batch_size: int, options):
         model.update(optimizer.apply_gradients(gradients, weights))
         return loss
 
-    compiled = mx.compile(update, inputs=state, outputs=state) if options.compile else update
+    # All batches have one shape, for which the step is compiled once.
+    step = mx.compile(update, inputs=state, outputs=state) if options.compile else update
 
     def train_step(features, labels):
-        # The last, smaller batch is not worth a compilation of its own inside the clock.
-        step = compiled if len(labels) == batch_size else update
         loss = step(features, labels)
         mx.async_eval(loss, state)
         return loss
