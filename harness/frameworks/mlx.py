@@ -217,9 +217,8 @@ def measure_training(
         train_step(features, labels)
         return batch_size
 
-    row["compute_samples_per_second"] = probe_device(
-        train_step_on_same_batch, batch_size, synchronize
-    )
+    speed = probe_device(train_step_on_same_batch, batch_size, synchronize)
+    row["compute_samples_per_second"] = speed
     row["peak_memory_gb"] = peak_memory_gb(device)
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / speed)
