@@ -113,40 +113,32 @@ def parse_arguments() -> argparse.Namespace:
 # Model
 
 
-def find_model(options) -> Path:
-    """The folder to measure: the given one, one from the Hub, or the synthetic twin.
+def find_model(options) -> tuple[str, Path]:
+    """Name and folder of the model: the given one, one from the Hub, or the synthetic twin.
 
     Raises:
         UserError: there is none.
     """
     given = options.model != DEFAULT_MODEL
+    folder = Path(options.model).expanduser()
     if given and options.data == "synthetic":
         raise utils.UsageError("--model: --data=synthetic measures a twin instead")
-    if Path(options.model).is_dir():
-        return Path(options.model).resolve()
+    if given and folder.is_dir():
+        return folder.resolve().name, folder
     if given and options.model.count("/") != 1:
         raise utils.UsageError(f"--model={options.model}: neither a folder nor a name on the Hub")
+
+    def fetch():
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        return harness.data.from_hub(options.model, "model", patterns, options.data_dir)
+
     # What was named is measured, or nothing.
-    wanted = "real" if given else options.data
-    if harness.data.choose_data(wanted, lambda: from_hub(options)) == "real":
-        return from_hub(options)
-    return ensure_twin(
-        TWINS[options.synthetic_model],
-        ARCHITECTURES[options.synthetic_model],
-        f"[INST] {' '.join(QUESTIONS)} [/INST]",
-        options.data_dir / "synthetic",
-    )
-
-
-def from_hub(options) -> Path:
-    """The model's files in the data directory, in a folder of the model's own name."""
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-    folder = harness.data.from_hub(options.model, "model", patterns, options.data_dir)
-    named = options.data_dir / "mlx" / options.model.partition("/")[2]
-    named.parent.mkdir(parents=True, exist_ok=True)
-    if not named.exists():
-        named.symlink_to(folder.resolve(), target_is_directory=True)
-    return named
+    if harness.data.choose_data("real" if given else options.data, fetch) == "real":
+        return options.model.partition("/")[2], fetch()
+    name = TWINS[options.synthetic_model]
+    text = f"[INST] {' '.join(QUESTIONS)} [/INST]"
+    twins = options.data_dir / "synthetic"
+    return name, ensure_twin(name, ARCHITECTURES[options.synthetic_model], text, twins)
 
 
 # Measuring
@@ -211,7 +203,7 @@ def main() -> None:
     facts, rows = {}, []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         require_writable(options.results_dir)
-        options.model_path = find_model(options)
+        options.model_name, options.model_path = find_model(options)
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = harness.machine.other_load()
         outcome = run_and_collect(measure_all, options, facts, rows)

@@ -145,7 +145,7 @@ def test_a_folder_that_holds_no_model_is_one_line(tmp_path):
 
 def test_what_is_measured_is_found_or_named(tmp_path, twin):
     options = argparse.Namespace(model=str(twin), data="auto", data_dir=tmp_path)
-    assert script.find_model(options) == twin
+    assert script.find_model(options) == (twin.name, twin)
     options.model = str(tmp_path / "nowhere")
     with pytest.raises(utils.UsageError, match="--model=.*neither a folder nor a name"):
         script.find_model(options)
@@ -162,15 +162,16 @@ def test_the_default_model_comes_from_the_hub(hub, tmp_path, twin, monkeypatch):
         "import argparse, pathlib, sys, mlx_test_llama2 as script\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "named = dict(model=script.DEFAULT_MODEL, data='auto', data_dir=folder)\n"
-        "print(script.find_model(argparse.Namespace(**named)))"
+        "print(*script.find_model(argparse.Namespace(**named)), sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True,
         cwd=Path(script.__file__).parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    path = Path(done.stdout.splitlines()[-1])
-    assert path.name == script.EXPERIMENT.model
+    name, path = done.stdout.splitlines()[-2:]
+    assert name == script.EXPERIMENT.model
+    path = Path(path)
     assert sorted(file.name for file in path.iterdir()) == sorted(names)
     mlx_lm.load(path)
 

@@ -55,7 +55,7 @@ def shared_columns(model, config: dict, device: mlx.Device, options) -> dict:
         **{name: getattr(options, name) for name in SHARED_OPTIONS},
         **mlx.facts(device),
         "framework": f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}",
-        "model": options.model_path.name,
+        "model": options.model_name,
         "data": "synthetic" if SYNTHETIC_KEY in config else "real",
         "architecture": config["model_type"],
         "parameters": get_total_parameters(model),
