@@ -31,7 +31,16 @@ import harness.data
 import harness.machine
 import utils
 from harness import PROJECT_VERSION
-from harness.arguments import device_name, machine_name, seconds, temperature, whole_number
+from harness.arguments import (
+    CommandLine,
+    device_name,
+    machine_name,
+    path_name,
+    seconds,
+    seed,
+    temperature,
+    whole_number,
+)
 from harness.endings import is_out_of_memory
 from harness.generation import (
     COLUMNS,
@@ -47,6 +56,7 @@ from harness.generation import (
     run_and_collect,
     summarize,
 )
+from harness.launch import require_script
 from harness.questions import QUESTIONS
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
@@ -82,9 +92,7 @@ EXPERIMENT = utils.Experiment(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add(
         "--model",
@@ -98,14 +106,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--max_seconds", type=seconds, help="stop after the row in which they are over")
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
-    add("--seed", type=whole_number, default=42, help="of every answer; default: %(default)s")
+    add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
     add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
         help="auto: a synthetic twin when the default model cannot be reached")  # fmt: skip
-    add("--data_dir", type=Path, default=Path("data"), help="default: %(default)s")
+    add("--data_dir", type=path_name, default=Path("data"), help="default: %(default)s")
     add("--synthetic_model", choices=list(TWINS), default="llama-2-7b",
         help="which model's twin; default: %(default)s")  # fmt: skip
-    add("--results_dir", type=Path, default=Path("results"), help="default: %(default)s")
+    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
     return parser.parse_args()
 
@@ -202,6 +210,7 @@ def main() -> None:
     options = parse_arguments()
     facts, rows = {}, []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        require_script(measure_all)
         require_writable(options.results_dir)
         options.model_name, options.model_path = find_model(options)
         options.other_benchmark_running = not alone
