@@ -140,9 +140,9 @@ def test_small_transformer_is_that_of_keras():
 
 
 def heavy_steps(options):
-    """A step of tens of milliseconds that one millisecond of Python asks for; its batch."""
-    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(4)))
-    batch = mx.random.normal((256, 1024)), mx.zeros(256, mx.int32)
+    """A step of many milliseconds that one millisecond of Python asks for; its batch."""
+    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+    batch = mx.random.normal((256, 512)), mx.zeros(256, mx.int32)
 
     def loss(model, features, labels):
         return mlx.cross_entropy(model(features), labels)
