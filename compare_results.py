@@ -12,10 +12,12 @@ two days (repeat the runs for that, and see selfcheck.py's "differences below th
 
     python compare_results.py --list
     python compare_results.py Apple_M3_Pro_18GB_14_GPU_Cores NVIDIA_TITAN_RTX_24GB
+    python compare_results.py --frameworks Apple_M3_Pro_18GB_14_GPU_Cores
 """
 
 import argparse
 import difflib
+import itertools
 import json
 import math
 import sys
@@ -25,6 +27,11 @@ from harness.arguments import CommandLine, path_name
 from harness.process import UsageError, UserError
 from harness.startup import one_line_errors
 from reporting.experiments import tag
+
+CAUTION = (
+    "Caution: frameworks are different programs. The ratios tell which of them trains this network "
+    "faster on this machine; to compare machines, compare within one framework."
+)
 
 
 def prices(text: str) -> tuple[float, float]:
@@ -43,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("machines", nargs="*", metavar="MACHINE", help="two names, as --list shows them")
     add("--list", action="store_true", help="name the machines that have results")
+    add("--frameworks", metavar="MACHINE",
+        help="compare the frameworks on one machine, by the same network and data")  # fmt: skip
     add("--loose", action="store_true", help="compare different configurations too, and say so")
     add(
         "--prices",
@@ -52,8 +61,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--format", choices=["table", "csv", "markdown", "json"], default="table")
     add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     options = parser.parse_args()
-    if not options.list and len(options.machines) != 2:
-        parser.error("give two machines, or --list")
+    if not (options.list or options.frameworks) and len(options.machines) != 2:
+        parser.error("give two machines, --frameworks and one, or --list")
+    if options.frameworks and (options.machines or options.loose or options.prices):
+        parser.error("--frameworks takes one machine, and neither --loose nor --prices")
     return options
 
 
@@ -81,7 +92,9 @@ def measured(results) -> list[dict]:
     rows = speeds(results, also_by=("data", "framework_major", "project_version"))
     return [
         {
-            "experiment": results.experiments[row["experiment"]].title,
+            "experiment": (experiment := results.experiments[row["experiment"]]).title,
+            "backend": experiment.backend,
+            "network": (experiment.task, experiment.model, experiment.dataset),
             "facts": facts(row),
             **{name: row[name] for name in ("machine", "configuration", "test", "unit")},
             **{name: row[name] for name in ("speed", "ci95", "higher_is_better")},
@@ -126,12 +139,35 @@ def pair_up(numbers: list[dict], a: str, b: str, loose: bool) -> tuple[list[dict
     return compared, lines
 
 
-def differences(x: dict, y: dict) -> list[str]:
-    """What keeps two numbers from being compared, such as `data: real / synthetic`."""
+def pair_frameworks(numbers: list[dict], machine: str) -> list[dict]:
+    """The comparisons of two frameworks on a machine: same network, data, sizes and precision.
+
+    Each trains as its users do by default, which for some means compiled.
+    """
+    mine = [number for number in numbers if number["machine"] == machine]
+    compared = []
+    for x, y in itertools.combinations(mine, 2):
+        alike = all(x[name] == y[name] for name in ("network", "test", "configuration"))
+        if not alike or x["backend"] == y["backend"]:
+            continue
+        if not differences(x, y, but=("framework", "compile")):
+            # Titles begin with the framework.
+            (first, _, network), (second, *_) = (n["experiment"].partition(", ") for n in (x, y))
+            title = f"{network}: {first} / {second}"
+            compared.append(comparison(x, y, []) | {"experiment": title})
+    return sorted(compared, key=lambda row: row["experiment"])
+
+
+def differences(x: dict, y: dict, but: tuple[str, ...] = ()) -> list[str]:
+    """What keeps two numbers from being compared, such as `data: real / synthetic`.
+
+    Args:
+        but: facts that may differ.
+    """
     return [
         f"{name}: {x['facts'].get(name, 'none')} / {y['facts'].get(name, 'none')}"
         for name in dict.fromkeys([*x["facts"], *y["facts"]])
-        if x["facts"].get(name) != y["facts"].get(name)
+        if name not in but and x["facts"].get(name) != y["facts"].get(name)
     ]
 
 
@@ -217,7 +253,12 @@ def known_prices(results, a: str, b: str) -> tuple[float, float] | None:
     return first["price"], second["price"]
 
 
-def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None:
+def show(lines: list[dict], heading: dict[str, str], options: argparse.Namespace) -> None:
+    """Print the comparisons.
+
+    Args:
+        heading: what is compared, such as the `first` machine and the `second`.
+    """
     import pandas as pd
 
     table = pd.DataFrame(lines)
@@ -227,7 +268,7 @@ def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None
         table["speed_per_price_ratio"] = table["ratio"] * second / first
     if options.format == "json":
         rows = json.loads(table.to_json(orient="records"))
-        print(json.dumps({"first": a, "second": b, "comparisons": rows}, indent=2))
+        print(json.dumps({**heading, "comparisons": rows}, indent=2))
         return
     if not table["differs"].any():
         table = table.drop(columns="differs")
@@ -235,7 +276,9 @@ def show(lines: list[dict], a: str, b: str, options: argparse.Namespace) -> None
         print(table.to_csv(index=False), end="")
         return
     table = table.map(to_text)
-    print(f"first: {a}\nsecond: {b}\nratio: speed of the first over the second's\n")
+    for name, value in heading.items():
+        print(f"{name}: {value}")
+    print("ratio: speed of the first over the second's\n")
     print(markdown(table) if options.format == "markdown" else table.to_string(index=False))
 
 
@@ -261,6 +304,17 @@ def list_machines(numbers: list[dict], machines: list[str]) -> None:
         print(f"{machine}: {len(mine)} numbers of {experiments} experiments{older}")
 
 
+def show_frameworks(numbers: list[dict], machine: str, options: argparse.Namespace) -> None:
+    """Raises UserError where no network was trained alike in two frameworks."""
+    compared = pair_frameworks(numbers, machine)
+    if not compared:
+        raise UserError(f"{machine} trained no network on the same data in two frameworks")
+    # A mean over different pairs of frameworks would mean nothing.
+    *lines, _ = summarize(compared)
+    show(lines, {"machine": machine}, options)
+    print(CAUTION, file=sys.stderr)
+
+
 def main() -> None:
     options = parse_arguments()
     with one_line_errors([], options.results_dir):
@@ -276,6 +330,9 @@ def main() -> None:
         if options.list:
             list_machines(numbers, machines)
             return
+        if options.frameworks:
+            show_frameworks(numbers, find_machine(options.frameworks, machines), options)
+            return
         a, b = (find_machine(name, machines) for name in options.machines)
         if a == b:
             raise UsageError(f"both machines are {a}")
@@ -285,7 +342,7 @@ def main() -> None:
         if not compared:
             raise UserError(f"{a} and {b} measured nothing in common that can be compared")
         options.prices = options.prices or known_prices(results, a, b)
-        show(summarize(compared), a, b, options)
+        show(summarize(compared), {"first": a, "second": b}, options)
 
 
 if __name__ == "__main__":

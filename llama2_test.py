@@ -30,7 +30,14 @@ import harness.machine
 import harness.twins.gguf
 import utils
 from harness import PROJECT_VERSION
-from harness.arguments import CommandLine, machine_name, path_name, seed, whole_number
+from harness.arguments import (
+    CommandLine,
+    machine_name,
+    path_name,
+    seed,
+    temperature,
+    whole_number,
+)
 from harness.frameworks import llama
 from harness.generation import (
     COLUMNS,
@@ -39,12 +46,15 @@ from harness.generation import (
     announce,
     failed_row,
     now,
+    num_questions,
+    plan,
     report,
     results_path,
     run_and_collect,
     summarize,
 )
 from harness.launch import require_script
+from harness.questions import QUESTIONS
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
 from harness.sweep import save
@@ -72,28 +82,6 @@ EXPERIMENT = utils.Experiment(
     generations=True,
 )
 HUB_REPOSITORY = "TheBloke/Llama-2-7B-Chat-GGUF"
-QUESTIONS = [
-    "How does a refrigerator keep food cold? Explain it step by step.",
-    "How does a bicycle stay upright while it is moving? Reason step by step.",
-    "How does a microwave oven heat a cup of soup? Explain it step by step.",
-    "How does soap remove grease from a dirty plate? Think it through step by step.",
-    "How does a key open the lock of a front door? Explain it step by step.",
-    "How does yeast make the dough of a bread rise? Reason step by step.",
-    "How does a toilet flush and then fill up again? Explain it step by step.",
-    "How does a sailing boat travel against the wind? Think it through step by step.",
-    "How does a pair of glasses correct blurry sight? Explain it step by step.",
-    "How does a vaccine prepare the body for a disease? Reason step by step.",
-    "How does a rainbow appear after a summer shower? Explain it step by step.",
-    "How does a letter find its way to another country? Think it through step by step.",
-    "How does a touch screen notice where a finger is? Explain it step by step.",
-    "How does an aeroplane stay up in the air? Reason step by step.",
-    "How does a pressure cooker shorten cooking time? Explain it step by step.",
-    "How does a bank card pay for goods in a shop? Think it through step by step.",
-    "How does a tree carry water up to its leaves? Explain it step by step.",
-    "How does a thermos flask keep tea hot for hours? Reason step by step.",
-    "How does a lift know which floor to visit next? Explain it step by step.",
-    "How does a battery store energy for a torch? Think it through step by step.",
-]
 
 
 # Command line
@@ -128,24 +116,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--verbose", action="store_true", help="show llama.cpp's own log")
     return parser.parse_args()
-
-
-def num_questions(text: str) -> int:
-    if text == "all":
-        return len(QUESTIONS)
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= len(QUESTIONS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not all, or a number from 1 to 20")
-    return int(text)
-
-
-def temperature(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return number
 
 
 # Model
@@ -190,20 +160,6 @@ def download_or_twin(options) -> Path:
 
 
 # Measuring
-
-
-def plan(options) -> list[tuple[str, int]]:
-    """(question, iteration) of every row, in the order of measuring."""
-    figures = [
-        (figure, iteration + 1)
-        for figure in ("pp512", "tg128")
-        for iteration in range(options.bench_repetitions)
-    ]
-    return figures + [
-        (question, iteration + 1)
-        for question in QUESTIONS[: options.num_questions]
-        for iteration in range(options.num_times_per_question)
-    ]
 
 
 def measure_all(sender, options) -> None:

@@ -5,6 +5,8 @@
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow>=2.21,<2.22; sys_platform == 'linux'", "keras>=3.12",
+#   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
+#   "mlx[cpu]; sys_platform == 'linux'", "mlx-lm",
 #   "llama-cpp-python", "gguf", "huggingface_hub", "pillow",
 #   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]

@@ -75,7 +75,8 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     if experiment.epochs:
         add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-        add("--compile", action="store_true", help="compile the model")
+        add("--compile", action=argparse.BooleanOptionalAction, default=experiment.compile,
+            help="compile the model")  # fmt: skip
     add_model_flags(parser, experiment)
     for name, meaning in experiment.switches.items():
         add(f"--{name}", action="store_true", help=meaning)

@@ -178,6 +178,16 @@ def fraction(text: str) -> float:
     return number
 
 
+def temperature(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
 def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise ArgumentTypeError(f"{text!r} is not auto, cpu, mps, cuda or cuda:N")

@@ -15,6 +15,7 @@ OUT_OF_MEMORY_NAMES = {"OutOfMemoryError", "ResourceExhaustedError"}
 OUT_OF_MEMORY_WORDS = re.compile(
     r"out of memory|OutOfMemory|Invalid buffer size|can't allocate memory|bad_alloc"
     r"|Cannot allocate memory|fail(ed|ure) to allocate|Insufficient Memory|Unable to allocate"
+    r"|Attempting to allocate"
     # What libraries say that could not get their workspace.
     r"|CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|CUDNN_STATUS_ALLOC_FAILED"
     r"|Unable to find a valid cuDNN algorithm|Dst tensor is not initialized"

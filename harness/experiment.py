@@ -67,6 +67,7 @@ class Experiment:
     classes: int = 0  # among which it is learnt to choose; 0 where it is not
     varied: tuple[Varied, ...] = ()  # the last one is a size: beyond one too large, none is tried
     epochs: int | None = None  # None: not a training under the shared clock
+    compile: bool = False  # whether --compile is what a framework's users do by default
     speeds: tuple[Speed, ...] = (TIME_PER_EPOCH,)  # the first one stands for the experiment
     # Flags that change what is measured, with their defaults: each is a column too, and part of a
     # row's configuration. Numbers, True or False, or a tuple of choices, the first the default.
@@ -103,8 +104,8 @@ class Experiment:
         return results_dir / self.results_folder / name
 
     def flag_defaults(self) -> dict:
-        """Each of `model_flags` with the value that is not named in a configuration."""
-        return {
+        """Flags with the values that are not named in a configuration."""
+        return {"compile": self.compile} | {
             name: default[0] if isinstance(default, tuple) else default
             for name, default in self.model_flags.items()
         }

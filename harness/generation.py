@@ -7,6 +7,7 @@ import platform
 import statistics
 import sys
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from harness.experiment import Speed
 from harness.machine import output_of
 from harness.process import UsageError, UserError, run_in_fresh_process
+from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
 from harness.terminal import disturbances
 
@@ -59,9 +61,30 @@ SPEEDS = (
 )
 
 
-def results_path(results_dir: Path, facts: dict) -> Path:
+# What is asked
+
+
+def num_questions(text: str) -> int:
+    if text == "all":
+        return len(QUESTIONS)
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= len(QUESTIONS):
+        raise ArgumentTypeError(f"{text!r} is not all, or a number from 1 to 20")
+    return int(text)
+
+
+def plan(options) -> list[tuple[str, int]]:
+    """(question, iteration) of every row, in the order of measuring."""
+    asked = [(figure, options.bench_repetitions) for figure in ("pp512", "tg128")]
+    asked += [(q, options.num_times_per_question) for q in QUESTIONS[: options.num_questions]]
+    return [(question, iteration + 1) for question, count in asked for iteration in range(count)]
+
+
+# Rows and files
+
+
+def results_path(results_dir: Path, facts: dict, folder: str = "results_llama2") -> Path:
     """The one CSV file of a model on a machine."""
-    return results_dir / "results_llama2" / f"{facts['machine']}_{facts['model']}_results.csv"
+    return results_dir / folder / f"{facts['machine']}_{facts['model']}_results.csv"
 
 
 def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) -> dict:
@@ -124,7 +147,7 @@ def announce(facts: dict, options) -> None:
         f"of up to {options.max_tokens} tokens"
     )
     notes = disturbances(facts, options.busiest)
-    if facts["device"] == "cpu" and options.n_gpu_layers and has_gpu():
+    if facts["device"] == "cpu" and getattr(options, "n_gpu_layers", 0) and has_gpu():
         notes.append(
             "this build of llama-cpp-python computes on the CPU, although there is a GPU; see the "
             "README for how to install it with Metal or CUDA"
@@ -194,7 +217,8 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
 def verdicts(rows: list[dict]) -> list[str]:
     """Plain sentences on what a reader must know about the numbers."""
     found = []
-    outside = [row["outside_model_percent"] for row in rows if belongs(row, "answers")]
+    outside = [row.get("outside_model_percent") for row in rows if belongs(row, "answers")]
+    outside = [percent for percent in outside if percent is not None]
     if outside and statistics.fmean(outside) > 5:
         found.append(
             f"{statistics.fmean(outside):.0f} % of the time of the answers went to sampling and "

@@ -33,12 +33,9 @@ def fetch(options) -> Path:
 def load_data(options):
     """The training reviews, or random ones of the same number, shape and vocabulary.
 
-    Keras is imported here: its backend must have been chosen.
-
     Returns:
-        int32 token ids (N, maxlen), padded in front, and labels (N,).
+        int32 token ids (N, maxlen), cut and padded in front, and labels (N,).
     """
-    import keras
     import numpy as np
 
     if options.data == "real":
@@ -52,7 +49,11 @@ def load_data(options):
         lengths = random.lognormal(np.log(178), 0.6, SAMPLES).astype(int)
         reviews = [random.integers(FIRST_WORD, options.vocab_size, length) for length in lengths]
         labels = random.integers(2, size=SAMPLES)
-    return keras.utils.pad_sequences(reviews, options.maxlen), labels
+    padded = np.zeros((len(reviews), options.maxlen), np.int32)
+    for row, review in zip(padded, reviews, strict=True):
+        end = review[-options.maxlen :]
+        row[options.maxlen - len(end) :] = end
+    return padded, labels
 
 
 def encode(review: list[int], vocab_size: int) -> list[int]:

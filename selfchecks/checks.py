@@ -69,6 +69,18 @@ def overhead_llama2(quick: bool) -> list[Finding]:
     return [median_at_least("LLM generation / bare llama_cpp loop", ratios, 0.98)]
 
 
+def overhead_mlx(quick: bool) -> list[Finding]:
+    import selfchecks.mlx
+
+    pairs = pairs_of(quick)
+    return [
+        median_at_least("MLX loop / bare loop", selfchecks.mlx.loop_ratios(pairs=pairs), 0.98),
+        median_at_least(
+            "MLX generation / mlx_lm.benchmark's", selfchecks.mlx.generation_ratios(pairs), 0.98
+        ),
+    ]
+
+
 def pairs_of(quick: bool) -> int:
     return 8 if quick else 20
 
@@ -383,6 +395,7 @@ CHECKS = [
     overhead_keras_torch,
     overhead_keras_jax,
     overhead_llama2,
+    overhead_mlx,
     clock,
     long_run,
     pipeline_cifar100,

@@ -2,7 +2,7 @@
 
     python -m selfchecks.food101
 
-Share: pictures per second of the script's loader, over the number of its workers times the rate of
+Share: pictures per second of the scripts' loader, over the number of its workers times the rate of
 decoding and resizing alone in one thread. PIL: the same loader against the usual one of as many
 workers (`datasets` decodes with PIL, torchvision's Resize, ToTensor and Normalize). Decoding: time
 per pixel of the synthetic photographs, over that of two real ones of the same quality and about as
@@ -23,11 +23,11 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from torchvision.transforms.v2.functional import resize
 
 import harness.twins.photographs
-import pytorch_test_computer_vision_food101 as script
+from harness import food101
 from selfchecks.pairs import in_words, interleaved_ratios
 
 BATCH_SIZE = 32
-SIDE = script.EXPERIMENT.input_size
+SIDE = food101.SIDE
 
 
 class PerImage(Dataset):
@@ -49,11 +49,11 @@ class PerImage(Dataset):
 
 def synthetic_rows(count: int):
     """The first `count` rows of the synthetic twin."""
-    return script.load_data(argparse.Namespace(data="synthetic")).select(range(count))
+    return food101.load_data(argparse.Namespace(data="synthetic")).select(range(count))
 
 
 def our_loader(rows) -> DataLoader:
-    return script.make_loader(rows, BATCH_SIZE, torch.device("cpu"))
+    return food101.make_loader(rows, BATCH_SIZE)
 
 
 def consume(loader) -> None:

@@ -13,9 +13,9 @@ import statistics
 import numpy as np
 
 import harness.machine
-import tensorflow_test_computer_vision_cifar100 as cifar100
 import tensorflow_test_computer_vision_food101 as food101
 import tensorflow_test_nlp as nlp
+from harness import cifar100
 from harness.clock import Clock
 from harness.frameworks import tensorflow
 from harness.frameworks.fit import TimedFit
@@ -56,7 +56,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
 
 def cifar100_share(batch_size: int = 32, rounds: int = 3) -> float:
     """Median over rounds of the pipeline's rate divided by that of a copy of all images at once."""
-    images, labels = cifar100.load_data(OPTIONS)
+    images, labels = cifar100.load(OPTIONS)
     dataset = tensorflow.in_memory_batches(images, labels, batch_size)
     dataset = tensorflow.without_autotuning(dataset)
     return statistics.median(

@@ -28,6 +28,7 @@ from PIL import Image
 import harness.machine
 import harness.twins.photographs
 import pytorch_test_computer_vision_food101 as script
+from harness import food101
 from harness.clock import Clock
 from harness.frameworks import pytorch
 
@@ -72,11 +73,12 @@ def tiny_food101(hub):
 def run(code: str, data_dir: Path) -> list[str]:
     """The lines that `code` prints, which has the script and the command line's `options`."""
     head = """
-import argparse, dataclasses, json, sys
+import argparse, json, sys
 from pathlib import Path
 import pytorch_test_computer_vision_food101 as script
 import utils, harness.data
-script.EXPERIMENT = dataclasses.replace(script.EXPERIMENT, samples=48)
+from harness import food101
+food101.SAMPLES = 48
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
     channels_last=False, seed=1, epochs=1, max_seconds=None, batch_sizes=[8],
@@ -114,7 +116,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
     downloads = [request for request in tiny_food101.requests if "/cdn/" in request]
     assert len(downloads) == 2
     tiny_food101.requests.clear()
-    offline = 'options.data = "real"\nprint(script.load_data(options).num_rows)'
+    offline = 'options.data = "real"\nprint(food101.load_data(options).num_rows)'
     assert run(offline, tmp_path) == [str(ROWS)]
     assert tiny_food101.requests == []
 
@@ -122,7 +124,7 @@ def test_downloaded_once_trained_on_and_reused_offline(tiny_food101, tmp_path):
 CHOOSE = """
 for data in ("auto", "real"):
     try:
-        print(harness.data.choose_data(data, lambda: script.food101(options)))
+        print(harness.data.choose_data(data, lambda: food101.fetch(options)))
     except utils.UserError as error:
         print(error)
 """
@@ -172,7 +174,7 @@ def test_any_kind_of_image_becomes_three_channels():
     kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"),
              ("P", "PNG"), ("P", "GIF")]  # fmt: skip
     for mode, kind in kinds:
-        image = script.decode(picture(mode, 100, kind))
+        image = food101.decode(picture(mode, 100, kind))
         assert (image.shape, image.dtype) == ((224, 224, 3), torch.uint8)
         assert (image.int() - 100).abs().max() <= 2
 
@@ -183,7 +185,7 @@ def test_channels_rows_and_columns_keep_their_place():
     levels[:, :50, 2] = 150
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
-    assert np.array_equal(script.decode(file.getvalue()).numpy(), levels)
+    assert np.array_equal(food101.decode(file.getvalue()).numpy(), levels)
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def twin(monkeypatch):
     monkeypatch.setattr(harness.twins.photographs, "PHOTOGRAPHS", 16)
     files = harness.twins.photographs.jpeg_photographs(16)
     monkeypatch.setattr(harness.twins.photographs, "jpeg_photographs", lambda: files)
-    return script.load_data(argparse.Namespace(data="synthetic"))
+    return food101.load_data(argparse.Namespace(data="synthetic"))
 
 
 def test_twin_has_the_real_datas_form(twin):
@@ -200,14 +202,14 @@ def test_twin_has_the_real_datas_form(twin):
     first, *_, last = twin[[75_749 % 16, *range(16), 75_749]].to_pylist()
     assert set(last["image"]) == {"bytes", "path"}
     assert last["image"]["bytes"] == first["image"]["bytes"]
-    assert all(0 <= label < script.EXPERIMENT.classes for label in twin[:16]["label"].to_pylist())
+    assert all(0 <= label < food101.NUM_CLASSES for label in twin[:16]["label"].to_pylist())
 
 
 def test_loader_yields_every_row_once_in_another_order_beside_its_label():
     levels = list(range(72))
     images = [{"bytes": picture("L", 3 * level, "PNG"), "path": None} for level in levels]
     rows = Dataset.from_dict({"image": images, "label": levels}).with_format("arrow")
-    loader = script.make_loader(rows, 4, CPU)
+    loader = food101.make_loader(rows, 4)
     next(iter(loader))  # an epoch that is broken off leaves nothing behind
     for _ in range(2):
         seen = []
@@ -222,7 +224,7 @@ def test_loader_yields_every_row_once_in_another_order_beside_its_label():
 
 def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
     monkeypatch.setattr(harness.machine, "usable_cores", lambda: 5)
-    monkeypatch.setattr(script, "load_data", lambda options: twin)
+    monkeypatch.setattr(food101, "load_data", lambda options: twin)
     passed = {}
     monkeypatch.setattr(pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
     options = argparse.Namespace(device="cpu", seed=1, precision="fp32")
@@ -267,7 +269,7 @@ def test_the_defaults_are_the_original_experiments():
 
 def test_many_cores_start_no_more_workers_than_a_device_can_eat(monkeypatch):
     monkeypatch.setattr(harness.machine, "usable_cores", lambda: 192)
-    assert script.ring_shape(128) == (16, 3, 128, 224, 224, 3)
+    assert food101.ring_shape(128) == (16, 3, 128, 224, 224, 3)
 
 
 SMALL_SHARED_MEMORY = """
@@ -294,6 +296,6 @@ def test_a_containers_shared_memory_is_checked_before_the_first_minute(tmp_path,
 
 def test_enough_shared_memory_is_enough(monkeypatch):
     monkeypatch.setattr(harness.machine, "usable_cores", lambda: 2)
-    script.require_shared_memory(4)
+    food101.require_shared_memory(4)
     with pytest.raises(script.utils.UserError, match="--batch_sizes: batch size 99999999"):
-        script.require_shared_memory(99_999_999)
+        food101.require_shared_memory(99_999_999)

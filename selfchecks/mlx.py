@@ -1,0 +1,134 @@
+"""What the MLX protocol costs: ratios of two things measured in one run, interleaved.
+
+    python -m selfchecks.mlx
+
+Loop: the shared training loop with its clock, against a bare one as mlx-examples has it, which
+evaluates the whole state after every step. Asynchronous: the shared loop, against itself with a
+step that waits for the device. Generation: the LLM script's timed answer, against the loop that
+`mlx_lm.benchmark` times, with a small synthetic model and the same prompt.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from harness.clock import Clock
+from harness.frameworks import mlx
+from harness.models.small_transformer_mlx import SmallTransformer
+from harness.twins.gguf import Architecture
+from harness.twins.mlx_llama import write_twin
+from selfchecks.pairs import in_words, interleaved_ratios
+
+LENGTH, WORDS = 32, 1000
+SMALL_LLAMA = Architecture("small", 4, 512, 1408, 8, 8, 4000, 2048, rms_epsilon=1e-5)
+OPTIONS = argparse.Namespace(device="auto", seed=1, precision="fp32", compile=True)
+
+
+def small_model() -> SmallTransformer:
+    """So small that what a step costs beside computing weighs more than in a benchmark."""
+    return SmallTransformer(LENGTH, WORDS, 32, 4, 32, 1, dropout_rate=0.1)
+
+
+def loss_function(model, tokens, labels):
+    return mlx.cross_entropy(model(tokens), labels)
+
+
+def random_batches(batch_size: int, steps: int):
+    """One epoch of full batches of random token ids and labels."""
+    tokens = mx.random.randint(0, WORDS, (batch_size * steps, LENGTH))
+    labels = mx.random.randint(0, 2, (batch_size * steps,))
+    return mlx.in_memory_batches(tokens, labels, batch_size)
+
+
+def bare_step():
+    """A compiled step, and the state that it changes."""
+    model, optimizer = small_model(), mlx.adam()
+    mx.eval(model.parameters())
+    state = [model.state, optimizer.state, mx.random.state]
+    loss_and_gradients = nn.value_and_grad(model, loss_function)
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(tokens, labels):
+        loss, gradients = loss_and_gradients(model, tokens, labels)
+        optimizer.update(model, gradients)
+        return loss
+
+    return step, state
+
+
+def shared_epoch(batch_size: int, steps: int, batches, wait: bool = False):
+    """A function that trains an epoch with the script's own loop.
+
+    Args:
+        wait: every step waits for the device.
+    """
+    train_step, synchronize = mlx.make_steps(small_model(), loss_function, mlx.adam(), OPTIONS)
+
+    def waiting_step(tokens, labels):
+        loss = train_step(tokens, labels)
+        synchronize()
+        return loss
+
+    def epoch():
+        clock = Clock(batch_size, batch_size * steps, 1, synchronize)
+        mlx.train(waiting_step if wait else train_step, batches, 1, clock)
+
+    return epoch
+
+
+def loop_ratios(batch_size: int = 8, steps: int = 10, pairs: int = 30) -> list[float]:
+    """Of interleaved pairs, the bare loop's seconds divided by the script's own."""
+    mlx.start(OPTIONS)
+    batches = random_batches(batch_size, steps)
+    step, state = bare_step()
+
+    def bare():
+        for tokens, labels in batches():
+            step(tokens, labels)
+            mx.eval(state)
+
+    return interleaved_ratios(shared_epoch(batch_size, steps, batches), bare, pairs)
+
+
+def asynchronous_ratios(batch_size: int = 8, steps: int = 10, pairs: int = 30) -> list[float]:
+    """Of interleaved pairs, seconds where every step waits divided by the script's own."""
+    mlx.start(OPTIONS)
+    batches = random_batches(batch_size, steps)
+    shared = partial(shared_epoch, batch_size, steps, batches)
+    return interleaved_ratios(shared(), shared(wait=True), pairs)
+
+
+def generation_ratios(pairs: int = 30, prompt: int = 64, tokens: int = 32) -> list[float]:
+    """Of interleaved pairs, seconds of mlx-lm's benchmark loop divided by the script's own."""
+    mlx.start(OPTIONS)
+    from mlx_lm import stream_generate
+
+    from harness.frameworks import mlx_lm
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_twin(path := Path(folder) / "small", SMALL_LLAMA, "How does it work?")
+        model, tokenizer, config = mlx_lm.load(path)
+    asked = mlx_lm.random_tokens(config["vocab_size"], prompt)
+
+    def bare():
+        for _ in stream_generate(model, tokenizer, asked, max_tokens=tokens):
+            pass
+
+    def ours():
+        # At temperature 0 the likeliest token is chosen, as the benchmark does.
+        mlx_lm.generate(model, tokenizer, asked, tokens, seed=1, temperature=0.0)
+
+    return interleaved_ratios(ours, bare, pairs)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    print(f"training loop: {in_words(loop_ratios())} (target 0.98)", flush=True)
+    print(f"asynchronous / waiting: {in_words(asynchronous_ratios())}", flush=True)
+    print(f"generation: {in_words(generation_ratios())} (target 0.98)")

@@ -1,0 +1,82 @@
+"""compare_results.py --frameworks: the same network on the same data, one machine, two backends."""
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+import result_files as files
+
+import compare_results
+from harness.results import COLUMNS, append_row
+
+FRAMEWORKS = {"pytorch": "torch 2.15.0", "tensorflow": "tensorflow 2.21.0", "mlx": "mlx 0.32.4"}
+# MLX trains compiled by default, the others do not.
+COMPILED = {"pytorch": False, "tensorflow": False, "mlx": True}
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    """Runs compare_results.py on `tmp_path`; returns exit code, standard output and errors."""
+
+    def run(*arguments):
+        command = ["compare_results.py", *arguments, f"--results_dir={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", command)
+        try:
+            compare_results.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def write(results_dir, backend, seconds, machine="Here", size=32, **changed):
+    settings = {"framework": FRAMEWORKS[backend], "compile": COMPILED[backend]} | changed
+    row = files.training_row(machine, size, seconds, 50_000, **settings)
+    name = f"cifar100_resnet50_32_{backend}"
+    append_row(files.training_path(results_dir, f"{backend}_cv", machine, name), row, COLUMNS)
+
+
+def test_two_frameworks_on_one_machine(tmp_path, compare):
+    write(tmp_path, "mlx", 50.0)
+    write(tmp_path, "pytorch", 100.0)
+    write(tmp_path, "pytorch", 1.0, machine="There")
+    code, output, errors = compare("--frameworks", "here", "--format=csv")
+    assert code == 0 and errors.startswith("Caution: frameworks are different programs")
+    row, mean = csv.DictReader(io.StringIO(output))
+    assert row["experiment"] == "ResNet50, CIFAR100: MLX / PyTorch"
+    assert (float(row["ratio"]), row["verdict"]) == (2, "first is faster")
+    assert float(row["low"]) < 2 < float(row["high"])
+    assert mean["test"] == "geometric mean"
+
+
+def test_each_pair_of_three_frameworks_is_named(tmp_path, compare):
+    for seconds, backend in enumerate(FRAMEWORKS, start=1):
+        write(tmp_path, backend, seconds)
+    _, output, _ = compare("--frameworks", "Here", "--format=json")
+    rows = json.loads(output)["comparisons"]
+    ratios = {row["experiment"].partition(": ")[2]: row["ratio"] for row in rows}
+    assert ratios == pytest.approx(
+        {"MLX / PyTorch": 1 / 3, "MLX / TensorFlow": 2 / 3, "PyTorch / TensorFlow": 2}
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"precision": "bf16"}, {"data": "synthetic"}, {"compile": False}, {"size": 64}],
+)
+def test_only_the_same_work_is_compared(tmp_path, compare, changed):
+    write(tmp_path, "mlx", 50.0, **changed)
+    write(tmp_path, "pytorch", 100.0)
+    code, _, errors = compare("--frameworks", "Here")
+    assert code == 1 and "Here trained no network on the same data in two frameworks" in errors
+
+
+def test_a_machine_is_named_once(tmp_path, compare):
+    write(tmp_path, "mlx", 50.0)
+    assert compare("A", "--frameworks", "Here")[0] == 2
+    code, _, errors = compare("--frameworks", "Hera")
+    assert code == 1 and "nearest: Here" in errors
