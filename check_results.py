@@ -55,6 +55,13 @@ RANGES = {
 }
 # Columns that rows of earlier versions lack.
 LATER_COLUMNS = {"num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"}
+# And those of language models.
+LATER_LLM_COLUMNS = {
+    *("tokens_per_second_each", "sustained_ratio", "bandwidth_gb_per_second", "bandwidth_percent"),
+    *("peak_memory_gb", "weights_gb", "kv_cache_gb", "compute_buffers_gb", "weights_on_gpu_gb"),
+    *("energy_joules_per_token", "average_power_watts", "description", "depth", "parallel"),
+    *("flash_attn_used", "questions_file", "system_prompt"),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -137,7 +144,8 @@ def check_header(experiment: Experiment, header: list[str]) -> list[str]:
 
 def required_columns(experiment: Experiment) -> list[str]:
     """The columns that every version of the project wrote."""
-    return [name for name in experiment.columns if name not in LATER_COLUMNS]
+    later = LATER_COLUMNS | (LATER_LLM_COLUMNS if experiment.generations else set())
+    return [name for name in experiment.columns if name not in later]
 
 
 def check_name(path: Path, row: dict[str, str], experiment: Experiment, machine: str) -> list[str]:

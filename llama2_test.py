@@ -8,45 +8,56 @@
 """How fast does this machine generate text with Llama 2 7B (chat, Q4_0) in llama.cpp?
 
 Twenty questions are answered five times each, after llama-bench's two standard figures: `pp512`
-(a prompt of 512 tokens) and `tg128` (128 tokens generated from an empty cache), five times each.
+(a prompt of 512 tokens) and `tg128` (128 tokens generated from an empty cache), five times each;
+--depths measures them with so many tokens in the cache too, --parallel for so many users at once.
 Inside the clock: evaluation of the prompt, generation, sampling. Outside: loading, a warm-up
 generation, tokenizing. Before every answer the KV cache is emptied, so that no prompt is skipped,
 and the sampler starts from --seed, so that repetitions of a question give the same text.
 tokens_per_second: generated tokens over the time of generation, without the prompt's.
-Model: --path_to_gguf_model, any GGUF; the default one is downloaded where it is missing, else a
-synthetic twin with random weights and the same tensors takes its place, and is as fast.
+Model: --model, any GGUF; the default one is downloaded where it is missing, else a synthetic twin
+with random weights and the same tensors takes its place, and is as fast.
 
     python llama2_test.py --num_questions=1 --num_times_per_question=1
 """
 
 import argparse
+import itertools
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+import harness.cores
 import harness.data
 import harness.machine
 import harness.twins.gguf
 import utils
-from harness import PROJECT_VERSION
+from harness import PROJECT_VERSION, gguf_file, markdown
 from harness.arguments import (
     CommandLine,
+    counts,
     machine_name,
     path_name,
+    seconds,
     seed,
     temperature,
     whole_number,
+    whole_numbers,
 )
-from harness.frameworks import llama
+from harness.bandwidth import measured_bandwidth
+from harness.frameworks import llama, llama_bench, llama_text
 from harness.generation import (
     COLUMNS,
     SPEEDS,
     TEXT_COLUMNS,
     announce,
     failed_row,
-    now,
-    num_questions,
+    failed_turn,
+    figure_parts,
+    figures_of,
+    next_turn,
     plan,
     report,
     results_path,
@@ -54,10 +65,10 @@ from harness.generation import (
     summarize,
 )
 from harness.launch import require_script
-from harness.questions import QUESTIONS
+from harness.questions import QUESTIONS, questions_to_ask
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
-from harness.sweep import save
+from harness.sweep import failed, save
 
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
 EXPERIMENT = utils.Experiment(
@@ -68,7 +79,12 @@ EXPERIMENT = utils.Experiment(
     task="generation",
     model=DEFAULT_MODEL.removesuffix(".gguf"),
     speeds=SPEEDS,
-    model_flags={"flash_attn": False, "max_tokens": 500, "n_gpu_layers": -1, "n_ctx": 1024},
+    model_flags={
+        "flash_attn": ("auto", "on", "off"),
+        "max_tokens": 500,
+        "n_gpu_layers": -1,
+        "n_ctx": 1024,
+    },
     quick={
         "synthetic_model": "tinyllama-1.1b",
         "num_questions": "1",
@@ -90,21 +106,25 @@ HUB_REPOSITORY = "TheBloke/Llama-2-7B-Chat-GGUF"
 def parse_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add(
-        "--path_to_gguf_model",
-        type=path_name,
-        default=Path(DEFAULT_MODEL),
-        help="default: %(default)s",
-    )
-    add("--num_questions", type=num_questions, default="all", help="all, or 1 to 20")
+    add("--model", "--path_to_gguf_model", default=DEFAULT_MODEL,
+        help="a GGUF's path, or owner/repo:file.gguf on the Hub; default: %(default)s")  # fmt: skip
+    add("--questions_file", type=path_name, help="one question a line, in place of the twenty")
+    add("--system_prompt", default="", help="goes before every question")
+    add("--num_questions", type=all_or_number, help="default: all")
     add("--num_times_per_question", type=whole_number, default=5, help="default: %(default)s")
     add("--max_tokens", type=whole_number, default=500, help="default: %(default)s")
     add("--bench_repetitions", type=int, default=5, help="of pp512 and tg128; default: 5")
+    add("--depths", type=counts, default="0", help="tokens in the cache of pp512 and tg128, "
+        'such as "0, 4096"; default: 0')  # fmt: skip
+    add("--parallel", type=whole_numbers, default="1", help="so many users at once in pp512 and "
+        'tg128, such as "1, 4, 16"; default: 1')  # fmt: skip
+    add("--max_seconds", type=seconds, help="stop after the answer in which they are over")
+    add("--cooldown", type=seconds, default=0.0, help="seconds of rest between answers")
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--n_ctx", type=whole_number, default=1024, help="context; default: %(default)s")
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
     add("--n_threads", type=whole_number, help="default: the (performance) cores")
-    add("--flash_attn", action="store_true", help="flash attention")
+    add("--flash_attn", choices=["auto", "on", "off"], default="auto", help="flash attention")
     add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
     add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
@@ -114,8 +134,14 @@ def parse_arguments() -> argparse.Namespace:
         help="which model's twin; default: %(default)s")  # fmt: skip
     add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
     add("--machine_name", type=machine_name, help="file the results under this name")
+    add("--format", choices=["text", "markdown"], default="text",
+        help="of the table in the end; markdown: llama-bench's")  # fmt: skip
     add("--verbose", action="store_true", help="show llama.cpp's own log")
     return parser.parse_args()
+
+
+def all_or_number(text: str) -> int | None:
+    return None if text == "all" else whole_number(text)
 
 
 # Model
@@ -128,15 +154,14 @@ def find_model(options) -> Path:
         UserError: there is none, or it is no GGUF.
     """
     llama.require_installed("llama_cpp", "llama-cpp-python")
-    path = options.path_to_gguf_model
-    given = path != Path(DEFAULT_MODEL)
+    given = options.model != DEFAULT_MODEL
     if given and options.data == "synthetic":
-        raise utils.UsageError("--path_to_gguf_model: --data=synthetic measures a twin instead")
-    if given and not path.is_file():
-        raise utils.UsageError(f"--path_to_gguf_model={path}: there is no such file")
-    if not path.is_file() or options.data == "synthetic":
+        raise utils.UsageError("--model: --data=synthetic measures a twin instead")
+    if options.data != "synthetic" and (given or Path(DEFAULT_MODEL).is_file()):
+        path = gguf_file.find(options.model, options.data_dir)
+    else:
         path = download_or_twin(options)
-    llama.require_gguf(path)
+    gguf_file.require_gguf(path)
     return path
 
 
@@ -154,7 +179,7 @@ def download_or_twin(options) -> Path:
     llama.require_installed("gguf", "gguf")
     return harness.twins.gguf.ensure_twin(
         harness.twins.gguf.ARCHITECTURES[options.synthetic_model],
-        llama.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
+        llama_text.LLAMA2_PROMPT.format(" ".join(QUESTIONS)),
         options.data_dir / "synthetic",
     )
 
@@ -164,58 +189,48 @@ def download_or_twin(options) -> Path:
 
 def measure_all(sender, options) -> None:
     """Load the model and measure the whole plan; a row is saved as soon as it is there."""
-    llm, log = llama.load(options)
-    facts = llama.shared_columns(llm, log, options)
-    facts["project_version"] = PROJECT_VERSION
-    prompts = {q: llama.prompt_tokens(llm, q) for q in QUESTIONS[: options.num_questions]}
-    llama.require_context(list(prompts.values()), options)
+    llm = llama.load(options)
+    facts = {**llama.facts(llm, options), "project_version": PROJECT_VERSION}
+    facts["questions_file"] = options.questions_file and options.questions_file.name
+    prompts = {
+        q: llama_text.prompt_tokens(llm, q, options.system_prompt) for q in options.questions
+    }
+    llama_text.require_context(list(prompts.values()), options)
     path = results_path(options.results_dir, facts)
     try:
         read_rows(path)  # before the first minute is spent
     except UnreadableResults as error:
         raise utils.UserError(str(error)) from None
+    bandwidth = measured_bandwidth(options.results_dir, facts["machine"])
     announce(facts, options)
     sender.send(facts)
-    warm_up(llm, prompts[QUESTIONS[0]], options)
-    for question, iteration in tqdm(plan(options), desc="llama", unit=" rows", disable=None):
-        row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
-        try:
-            row |= {"status": "ok", **measure(llm, question, prompts.get(question), options)}
-        except RuntimeError as error:
-            row |= {"status": "error", "error": str(error)}
+    start = time.monotonic()
+    walk = rows_of(llm, prompts, options)
+    for row in tqdm(walk, desc="llama", total=len(options.plan), unit=" rows", disable=None):
+        row = {**facts, **row}
+        if bandwidth and row.get("bandwidth_gb_per_second"):
+            row["bandwidth_percent"] = 100 * row["bandwidth_gb_per_second"] / bandwidth
         save(path, row, COLUMNS)
         sender.send(row)
         report(row)
+        if options.max_seconds and time.monotonic() - start >= options.max_seconds:
+            tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
+            break
+        time.sleep(options.cooldown)
 
 
-def warm_up(llm, tokens: list[int], options) -> None:
-    """Keep out of the rows what the first call of anything costs."""
-    shorter = argparse.Namespace(**{**vars(options), "max_tokens": min(16, options.max_tokens)})
-    generate(llm, tokens, shorter)
-    if options.bench_repetitions:
-        llama.bench_prompt(llm)
-
-
-def measure(llm, question: str, tokens: list[int] | None, options) -> dict:
-    """The measured columns of one answer, or of one of llama-bench's figures."""
-    if question == "pp512":
-        return llama.bench_prompt(llm)
-    if question == "tg128":
-        return llama.bench_generation(llm)
-    if not options.stream_output:
-        return generate(llm, tokens, options)
-    print(f"\n{question}", flush=True)
-    measured = generate(llm, tokens, options, show=print_piece)
-    print(flush=True)
-    return measured
-
-
-def generate(llm, tokens: list[int], options, show=None) -> dict:
-    return llama.generate(llm, tokens, options.max_tokens, options.seed, options.temperature, show)
-
-
-def print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+def rows_of(llm, prompts: dict[str, list[int]], options) -> Iterator[dict]:
+    """What is measured of every row of the plan, in contexts as large as each needs."""
+    meter, states = llama.meter_of(llm), {}
+    for figure, turns in itertools.groupby(options.plan, lambda turn: figure_parts(turn[0])):
+        turns = list(turns)
+        try:
+            if figure:
+                yield from llama_bench.rows(llm, turns, states, options, meter)
+            else:
+                yield from llama_text.rows(llm, turns, prompts, options, meter)
+        except (MemoryError, RuntimeError) as error:  # no context: one row stands for all of it
+            yield failed_turn(turns[0], error)
 
 
 def main() -> None:
@@ -224,17 +239,24 @@ def main() -> None:
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         require_script(measure_all)
         require_writable(options.results_dir)
+        options.questions = questions_to_ask(options.questions_file, options.num_questions)
+        options.num_questions = len(options.questions)
+        options.plan = plan(
+            options, options.questions, figures_of(options.depths, options.parallel)
+        )
         options.model_path = find_model(options)
-        options.n_threads = options.n_threads or llama.default_threads()
+        options.n_threads = options.n_threads or harness.cores.performance_cores()
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = harness.machine.other_load()
         outcome = run_and_collect(measure_all, options, facts, rows)
         if outcome["status"] != "ok":
-            rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
+            rows.append(failed_row(outcome, facts, next_turn(options.plan, rows)))
             save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
             report(rows[-1])
+        if options.format == "markdown":
+            print(markdown.llama_bench_table(rows))
         summarize(rows, results_path(options.results_dir, facts))
-    sys.exit(any(row["status"] != "ok" for row in rows))
+    sys.exit(any(failed(row) for row in rows))
 
 
 if __name__ == "__main__":

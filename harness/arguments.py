@@ -141,6 +141,15 @@ def parts_of(text: str) -> list[str]:
     return re.split(r"\s*,\s*|\s+", text.strip().removesuffix(","))
 
 
+def counts(text: str) -> list[int]:
+    """`"0, 4096"`: as `whole_numbers`, from 0 on."""
+    try:
+        return [int(part) and whole_number(part) for part in parts_of(text)]
+    except (ValueError, ArgumentTypeError):
+        form = 'whole numbers from 0 on, separated by commas, such as "0, 4096"'
+        raise ArgumentTypeError(f"{text!r} is not a list of {form}") from None
+
+
 def names_of(choices: tuple[str, ...], numbers: bool = False):
     """A function that reads names separated by commas, each one of `choices` or, with `numbers`,
     a whole number from 1 on."""

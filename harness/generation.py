@@ -1,4 +1,7 @@
-"""The rows of the LLM experiment: columns and file, from a fresh process to the terminal."""
+"""The rows of the LLM experiments: what is asked, columns and file, how a row is timed and saved.
+
+Imports no ML framework.
+"""
 
 import contextlib
 import math
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.endings import is_out_of_memory
 from harness.experiment import Speed
 from harness.machine import output_of
 from harness.process import UsageError, UserError, run_in_fresh_process
@@ -30,35 +34,63 @@ COLUMNS = [
     "chars_per_second",
     "answer_token_len",
     "tokens_per_second",
+    "tokens_per_second_each",
     "prompt_token_len",
     "prompt_tokens_per_second",
     "time_to_first_token",
     "outside_model_percent",
+    "sustained_ratio",
+    "bandwidth_gb_per_second",
+    "bandwidth_percent",
+    "peak_memory_gb",
+    "weights_gb",
+    "kv_cache_gb",
+    "compute_buffers_gb",
+    "energy_joules_per_token",
+    "average_power_watts",
     "status",
     "error",
     "data",
     "model",
     "architecture",
+    "description",
     "parameters",
     "quantization",
     "file_size_gb",
+    "depth",
+    "parallel",
     "max_tokens",
     "n_ctx",
     "n_gpu_layers",
     "layers_on_gpu",
     "layers",
+    "weights_on_gpu_gb",
     "n_threads",
     "flash_attn",
+    "flash_attn_used",
     "seed",
     "temperature",
+    "questions_file",
+    "system_prompt",
     *MACHINE_COLUMNS,
 ]
 
-TEXT_COLUMNS = ("question", "answer", "model", "architecture", "quantization")
+TEXT_COLUMNS = (
+    "question",
+    "answer",
+    "model",
+    "architecture",
+    "description",
+    "quantization",
+    "flash_attn_used",
+    "questions_file",
+    "system_prompt",
+)
 SPEEDS = (
     Speed("tokens_per_second", "tokens/s", "tokens per second", "text generation", True),
     Speed("prompt_tokens_per_second", "tokens/s", "tokens per second", "prompt", True, "prompt"),
 )
+FIGURES = ("pp512", "tg128")  # llama-bench's, named in place of a question
 
 
 # What is asked
@@ -72,14 +104,37 @@ def num_questions(text: str) -> int:
     return int(text)
 
 
-def plan(options) -> list[tuple[str, int]]:
-    """(question, iteration) of every row, in the order of measuring."""
-    asked = [(figure, options.bench_repetitions) for figure in ("pp512", "tg128")]
-    asked += [(q, options.num_times_per_question) for q in QUESTIONS[: options.num_questions]]
-    return [(question, iteration + 1) for question, count in asked for iteration in range(count)]
+def plan(options, questions=QUESTIONS, figures=FIGURES) -> list[tuple[str, int]]:
+    """(question or figure, iteration) of every row, in the order of measuring.
+
+    Args:
+        options: with `bench_repetitions`, `num_questions` and `num_times_per_question`.
+    """
+    asked = [(figure, options.bench_repetitions) for figure in figures]
+    asked += [(q, options.num_times_per_question) for q in questions[: options.num_questions]]
+    return [(name, iteration + 1) for name, count in asked for iteration in range(count)]
 
 
-# Rows and files
+def figures_of(depths: list[int], parallel: list[int]) -> list[str]:
+    """llama-bench's figures with so many tokens in the cache, and of so many sequences at once.
+
+    `pp512`, `tg128`; `pp512@d4096` after 4096 tokens; `pp512@p4` for 4 prompts in one batch.
+    """
+    ends = ["" if depth == 0 else f"@d{depth}" for depth in depths]
+    ends += ["" if count == 1 else f"@p{count}" for count in parallel]
+    return [figure + end for end in dict.fromkeys(ends) for figure in FIGURES]
+
+
+def figure_parts(question: str) -> tuple[str, int, int] | None:
+    """Figure, depth and sequences in parallel of `tg128@d4096`; None of a question."""
+    figure, _, end = question.partition("@")
+    if figure not in FIGURES:
+        return None
+    number = int(end[1:] or 0)
+    return figure, number if end.startswith("d") else 0, number if end.startswith("p") else 1
+
+
+# Files and processes
 
 
 def results_path(results_dir: Path, facts: dict, folder: str = "results_llama2") -> Path:
@@ -132,15 +187,52 @@ def failed_row(outcome: dict, facts: dict, where: tuple[str, int]) -> dict:
     return row | {"status": outcome["status"], "error": outcome["error"]}
 
 
+def next_turn(turns: list[tuple[str, int]], rows: list[dict]) -> tuple[str, int]:
+    """The turn of the plan after that of the newest row."""
+    if not rows:
+        return turns[0]
+    newest = rows[-1]["question"], rows[-1]["question_iter"]
+    return turns[min(turns.index(newest) + 1, len(turns) - 1)]
+
+
+def attempt(turn: tuple[str, int], measure: Callable[[], dict]) -> dict:
+    """The row of a turn: what `measure` returns, or how it failed."""
+    try:
+        row = {"started_at": now(), "status": "ok", **measure()}
+    except (MemoryError, RuntimeError) as error:
+        return failed_turn(turn, error)
+    return {"question": turn[0], "question_iter": turn[1], **row}
+
+
+def failed_turn(turn: tuple[str, int], error: Exception) -> dict:
+    """The row of a turn that ended in an error."""
+    status = "out_of_memory" if is_out_of_memory(error) else "error"
+    row = {"question": turn[0], "question_iter": turn[1], "started_at": now()}
+    return row | {"status": status, "error": str(error)}
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sustained_ratio(speeds: list[float]) -> float | None:
+    """Speed in the last third of the answers over the first third; None with fewer than three."""
+    third = len(speeds) // 3
+    if not third:
+        return None
+    return statistics.fmean(speeds[-third:]) / statistics.fmean(speeds[:third])
+
+
+# The terminal
 
 
 def announce(facts: dict, options) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
     print(f"{facts['model']} ({facts['data']}, {facts['quantization']}), {facts['framework']}")
-    on_gpu = f"{facts['layers_on_gpu']} of {facts['layers']} layers on the GPU"
-    on_gpu = f", {on_gpu}" if facts["layers"] else ""
+    on_gpu = f", {facts['layers_on_gpu']} of {facts['layers']} layers on the GPU"
+    on_gpu = on_gpu if facts["layers"] else ""
+    if gigabytes := facts.get("weights_on_gpu_gb"):
+        on_gpu += f" ({gigabytes:.2f} of {facts['weights_gb']:.2f} GB)"
     print(f"machine {facts['machine']}, device {facts['device']}{on_gpu}")
     print(
         f"questions: {options.num_questions}, answers to each: {options.num_times_per_question}, "
@@ -168,11 +260,13 @@ def report(row: dict) -> None:
     name = f"{row['question'].partition('?')[0]} ({row['question_iter']})"
     if row["status"] != "ok":
         tqdm.write(f"{name}: {row['status']}: {row['error']}")
-    elif row["question"] == "pp512":
+    elif row["question"].startswith("pp512"):
         tqdm.write(f"{name}: {row['prompt_tokens_per_second']:.2f} tokens/s")
     elif row["tokens_per_second"]:
+        each = row.get("tokens_per_second_each")
+        each = f", {each:.2f} of each" if each else ""
         tokens = row["answer_token_len"]
-        tqdm.write(f"{name}: {tokens} tokens, {row['tokens_per_second']:.2f} tokens/s")
+        tqdm.write(f"{name}: {tokens} tokens, {row['tokens_per_second']:.2f} tokens/s{each}")
     else:
         tqdm.write(f"{name}: an answer of {row['answer_token_len']} tokens has no rate")
 
@@ -180,15 +274,18 @@ def report(row: dict) -> None:
 def summarize(rows: list[dict], path: Path) -> None:
     """The table at the end: means over the good rows, with their 95 % intervals."""
     print()
+    figures = dict.fromkeys(row["question"] for row in rows if figure_parts(row["question"]))
+    speeds = {"pp512": "prompt_tokens_per_second", "tg128": "tokens_per_second"}
     for name, column, unit in (
-        ("pp512", "prompt_tokens_per_second", "tokens/s"),
-        ("tg128", "tokens_per_second", "tokens/s"),
+        *((figure, speeds[figure_parts(figure)[0]], "tokens/s") for figure in figures),
         ("answers", "tokens_per_second", "tokens/s"),
         ("answers, prompt", "prompt_tokens_per_second", "tokens/s"),
         ("answers, first token after", "time_to_first_token", "s"),
         ("answers, outside the model", "outside_model_percent", "%"),
     ):
-        values = [row[column] for row in rows if belongs(row, name) and row.get(column) is not None]
+        of = name.partition(",")[0]
+        good = [row for row in rows if row["status"] == "ok" and kind(row) == of]
+        values = [row[column] for row in good if row.get(column) is not None]
         if values:
             mean, half_width = mean_and_interval(values)
             interval = "" if half_width is None else f" +/- {half_width:.3g}"
@@ -198,10 +295,9 @@ def summarize(rows: list[dict], path: Path) -> None:
     print(f"\nResults: {path}")
 
 
-def belongs(row: dict, name: str) -> bool:
-    """Whether a good row is one of the figure `name`, or of the answers."""
-    figure = row["question"] if row["question"] in ("pp512", "tg128") else "answers"
-    return row["status"] == "ok" and name.startswith(figure)
+def kind(row: dict) -> str:
+    """Which number of the summary a row belongs to: the figure's, or that of the answers."""
+    return row["question"] if figure_parts(row["question"]) else "answers"
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
@@ -217,16 +313,46 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
 def verdicts(rows: list[dict]) -> list[str]:
     """Plain sentences on what a reader must know about the numbers."""
     found = []
-    outside = [row.get("outside_model_percent") for row in rows if belongs(row, "answers")]
-    outside = [percent for percent in outside if percent is not None]
-    if outside and statistics.fmean(outside) > 5:
+    outside = mean_of(rows, "outside_model_percent", "answers")
+    if (outside or 0) > 5:
         found.append(
-            f"{statistics.fmean(outside):.0f} % of the time of the answers went to sampling and "
-            "Python, outside of the model; tokens per second leave it out"
+            f"{outside:.0f} % of the time of the answers went to sampling and Python, outside of "
+            "the model; tokens per second leave it out"
         )
+    read = mean_of(rows, "bandwidth_gb_per_second", "tg128")
+    share = mean_of(rows, "bandwidth_percent", "tg128")
+    if read and share:
+        limit = "near its limit" if share > 70 else "memory is not what limits it"
+        found.append(
+            f"generating read {read:.3g} GB/s, {share:.0f} % of the bandwidth of memory that "
+            f"selfcheck measured: {limit}"
+        )
+    elif read:
+        found.append(f"generating read {read:.3g} GB/s; selfcheck.py measures what share that is")
+    if used := {row["flash_attn_used"] for row in rows if row.get("flash_attn_used")}:
+        found.append(f"flash attention was {' and '.join(sorted(used))}")
+    sustained = [row["sustained_ratio"] for row in rows if row.get("sustained_ratio")]
+    if sustained and sustained[-1] < 0.9:
+        found.append(
+            "throttled, or slowed by another program: "
+            f"the answers ended at {sustained[-1]:.2f} of their first speed"
+        )
+    others = mean_of(rows, "other_load_percent")
+    if (others or 0) > 10:
+        found.append(f"other programs took {others:.0f} % of the processor meanwhile")
     failed = sum(row["status"] != "ok" for row in rows)
     if failed:
         found.append(f"{failed} of {len(rows)} rows failed")
     if any(row["data"] == "synthetic" for row in rows):
         found.append("synthetic model: random weights, the same tensors")
     return found
+
+
+def mean_of(rows: list[dict], column: str, name: str | None = None) -> float | None:
+    """Mean of a column over the good rows, or over those of one figure or of the answers."""
+    values = [
+        row[column]
+        for row in rows
+        if row["status"] == "ok" and row.get(column) is not None and name in (None, kind(row))
+    ]
+    return statistics.fmean(values) if values else None

@@ -1,4 +1,8 @@
-"""What the LLM experiments ask: twenty everyday questions."""
+"""What the LLM experiments ask: twenty everyday questions, or those of a file."""
+
+from pathlib import Path
+
+from harness.process import UsageError
 
 QUESTIONS = [
     "How does a refrigerator keep food cold? Explain it step by step.",
@@ -22,3 +26,23 @@ QUESTIONS = [
     "How does a lift know which floor to visit next? Explain it step by step.",
     "How does a battery store energy for a torch? Think it through step by step.",
 ]
+
+
+def questions_to_ask(file: Path | None, number: int | None) -> list[str]:
+    """The first `number` questions (None: all) of a file with one a line, or of the twenty.
+
+    Raises:
+        UsageError: the file cannot be read, or there are fewer questions.
+    """
+    questions = QUESTIONS
+    if file:
+        try:
+            text = file.expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            problem = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise UsageError(f"--questions_file={file}: {problem}") from None
+        questions = list(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+    number = number or len(questions)
+    if not 1 <= number <= len(questions):
+        raise UsageError(f"--num_questions={number}: there are {len(questions)} questions")
+    return questions[:number]

@@ -12,8 +12,10 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from harness import PROJECT_VERSION
 from harness.experiment import Experiment
+from harness.generation import figure_parts
 from harness.terminal import input_bound
 from reporting.drawing import (
+    draw_curves,
     draw_gap,
     empty,
     hatch,
@@ -25,6 +27,7 @@ from reporting.drawing import (
     save,
     shades,
     three_digits,
+    two_columns,
     whiskers,
 )
 from reporting.scores import score_bars
@@ -190,9 +193,18 @@ def token_bars(results: Results, experiment: Experiment) -> Figure:
     panels = [(name, ours[ours["measure"] == measure]) for measure, name in measures.items()]
     panels.append((f"{PROTOCOLS[OLDER]}\n(tokens estimated as characters / 4)", older))
     panels = [(name, rows) for name, rows in panels if len(rows)]
+    curves = [panel for panel in token_curves(ours) if len(panel[-1])]
     most = max(len(rows) for _, rows in panels)
-    figure, all_axes = panel_grid(title, len(panels), 1.3 + 0.32 * most)
-    for axes, (name, rows) in zip(all_axes, panels, strict=True):
+    heights = [math.ceil(len(panels) / 2) * (1.3 + 0.32 * most)]
+    heights += [math.ceil(len(curves) / 2) * 3.6] if curves else []
+    figure = Figure(figsize=(15, sum(heights) + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=14)
+    # Two parts, because the names of bars need a wide margin.
+    parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    if curves:
+        for axes, curve in zip(two_columns(parts[1], len(curves)), curves, strict=True):
+            draw_curves(axes, *curve, shades(ours, machine_colours(results)))
+    for axes, (name, rows) in zip(two_columns(parts[0], len(panels)), panels, strict=True):
         rows = rows.sort_values("speed", ascending=False)
         horizontal_bars(
             axes, rows["series"], rows["speed"], rows["ci95"].fillna(0),
@@ -203,6 +215,32 @@ def token_bars(results: Results, experiment: Experiment) -> Figure:
     if handles := hatch_handles(rates):
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
     return figure
+
+
+def token_curves(rows: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Title, axis and rows (with `x`) of llama-bench's figures at depth, and in parallel.
+
+    A machine that was measured at no depth but 0, or for no more than one user, is not in them.
+    """
+    parts = [figure_parts(measure) or ("", 0, 1) for measure in rows["measure"]]
+    rows = rows.assign(
+        figure=[figure for figure, _, _ in parts],
+        depth=[depth for _, depth, _ in parts],
+        parallel=[count for _, _, count in parts],
+    )
+    curves = []
+    for column, other, usual, axis in (
+        ("depth", "parallel", 0, "tokens in the cache"),
+        ("parallel", "depth", 1, "users at once"),
+    ):
+        for figure in ("tg128", "pp512"):
+            of_figure = rows[(rows["figure"] == figure) & (rows[other] == 1 - usual)]
+            measured = of_figure.loc[of_figure[column] != usual, "series"]
+            chosen = of_figure[of_figure["series"].isin(measured)]
+            chosen = chosen.assign(x=chosen[column])
+            whose = ", of all together" if column == "parallel" else ""
+            curves.append((f"llama-bench {figure} by {axis}{whose}", axis, chosen))
+    return curves
 
 
 # Where the device waited

@@ -71,10 +71,16 @@ def panel_grid(title: str, panels: int, height: float) -> tuple[Figure, list]:
     lines = math.ceil(panels / 2)
     figure = Figure(figsize=(15, lines * height + 0.8), layout="constrained")
     figure.suptitle(title, fontsize=14)
-    all_axes = list(figure.subplots(lines, min(2, panels), squeeze=False).flat)
+    return figure, two_columns(figure, panels)
+
+
+def two_columns(figure, panels: int) -> list:
+    """So many axes in a figure, or in a part of one."""
+    grid = figure.subplots(math.ceil(panels / 2), min(2, panels), squeeze=False)
+    all_axes = list(grid.flat)
     for axes in all_axes[panels:]:
         axes.set_axis_off()
-    return figure, all_axes[:panels]
+    return all_axes[:panels]
 
 
 def draw_gap(axes, x: float, row: dict, colour: tuple) -> None:
@@ -107,6 +113,24 @@ def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_dig
     axes.margins(x=0.18)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+def draw_curves(axes, title: str, axis: str, rows: pd.DataFrame, colours: dict) -> None:
+    """A line per machine and configuration, with its intervals."""
+    for series, points in rows.groupby("series"):
+        points = points.sort_values("x")
+        axes.errorbar(
+            points["x"], points["speed"], whiskers(points["speed"], points["ci95"].fillna(0)),
+            marker="o", capsize=2, color=colours[series], label=series,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("tokens per second")
+    axes.set_xticks(sorted(rows["x"].unique()))
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
 
 
 def whiskers(values, half_widths) -> list:

@@ -11,11 +11,10 @@ import pandas as pd
 
 from harness import PROJECT_VERSION
 from harness.experiment import Experiment, Speed
-from harness.generation import mean_and_interval
+from harness.generation import figure_parts, mean_and_interval
 from harness.process import UserError
 from reporting.tables import Results, table
 
-BENCH_QUESTIONS = ("pp512", "tg128")  # llama-bench's figures, in rows of their own
 COLUMNS = [
     "experiment",  # the name of its chart
     "protocol",
@@ -119,8 +118,9 @@ def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFram
     """Mean tokens per second of each machine, model and configuration, with its 95 % interval.
 
     `measure` is `generation` and `prompt` (over all questions), `tg128` and `pp512`
-    (llama-bench's). Real models before synthetic ones, this project version before another; of a
-    repeated generation the newest. `runs` is the number of rows in the mean.
+    (llama-bench's), and these at depth or in parallel, such as `tg128@d4096`. Real models before
+    synthetic ones, this project version before another; of a repeated generation the newest.
+    `runs` is the number of rows in the mean.
     """
     generations = with_major_version(results.generations)
     good = generations[generations["status"] == "ok"].assign(
@@ -135,12 +135,13 @@ def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFram
         rows = rows[rows[["_real", "_current"]].apply(tuple, axis=1) == best]
         rows = rows.sort_values("_started", kind="stable")
         rows = rows.drop_duplicates(["question", "question_iter"], keep="last")
-        asked = ~rows["question"].isin(BENCH_QUESTIONS)
+        figures = {q: figure_parts(q) for q in rows["question"].unique() if figure_parts(q)}
+        asked = ~rows["question"].isin(figures)
+        column_of = {"tg128": "tokens_per_second", "pp512": "prompt_tokens_per_second"}
         for measure, chosen, column in (
             ("generation", asked, "tokens_per_second"),
             ("prompt", asked, "prompt_tokens_per_second"),
-            ("tg128", rows["question"] == "tg128", "tokens_per_second"),
-            ("pp512", rows["question"] == "pp512", "prompt_tokens_per_second"),
+            *((q, rows["question"] == q, column_of[parts[0]]) for q, parts in figures.items()),
         ):
             values = rows.loc[chosen, column].dropna().tolist()
             if values:

@@ -30,7 +30,13 @@ TEXTS = {
 }
 # What changes a measurement in every experiment that has the column, with what is not named.
 DEFAULTS = {"precision": "fp32", "compile": False, "channels_last": False, "num_devices": 1}
-IN_WORDS = {"model": "{}", "precision": "{}", "compile": "compiled", "num_devices": "{:g} devices"}
+IN_WORDS = {
+    "model": "{}",
+    "precision": "{}",
+    "compile": "compiled",
+    "num_devices": "{:g} devices",
+    "flash_attn": "flash attention {}",
+}
 GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
@@ -299,6 +305,10 @@ def generation_row(cells: dict[str, str], experiment: Experiment, _: str, path: 
     if older:
         row["model"], row["machine"] = of_older_llm_file(path)
         row |= {"status": "ok", "data": "real"}
+    # Before llama.cpp could choose itself, the flag was True or False.
+    if "flash_attn" in row:
+        flags = {"True": "on", "False": "off"}
+        row["flash_attn"] = flags.get(row["flash_attn"], row["flash_attn"])
     row["experiment"] = experiment.chart
     model = row["model"].removesuffix(".gguf")
     row["settings"] = {"model": model} | settings(row, experiment)

@@ -340,9 +340,9 @@ def ceilings(quick: bool) -> list[Finding]:
         except UsageError:
             tflops = None  # this device does not compute in that precision
         found.append(figure(MATRIX_PRODUCT + precision, tflops, "TFLOP/s"))
-    copy, size = memory_copy()
-    found.append(figure("memory bandwidth", 2 * size / shortest_seconds(copy) / 1e9, "GB/s"))
-    return found
+    triad, moved, where = stream_triad()
+    bandwidth = moved / shortest_seconds(triad) / 1e9
+    return [*found, figure(f"memory bandwidth, STREAM triad, {where}", bandwidth, "GB/s")]
 
 
 def peak_tflops(precision: str, seconds: float = 0.1) -> float:
@@ -374,17 +374,23 @@ def matrix_product(precision: str, size: int):
     return multiply, 2 * size**3
 
 
-def memory_copy(size: int = 2**29):
-    """A copy of `size` bytes from one place of the device's memory to another."""
+def stream_triad(elements: int = 2**27):
+    """a = b + 3 c over arrays far larger than any cache, as STREAM counts it (J. McCalpin, 1995).
+
+    Returns:
+        The triad, which waits until it is done; the bytes that it reads and writes; and by what:
+        all cores that PyTorch uses, or the GPU.
+    """
     import torch
 
     from harness.frameworks import pytorch
 
     device = pytorch.choose_device("auto")
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+    a, b, c = torch.ones(3, elements, device=device)
     synchronize = pytorch.synchronize(device)
-    return lambda: (target.copy_(source), synchronize()), size
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    moved = 3 * a.element_size() * elements
+    return lambda: (torch.add(b, c, alpha=3, out=a), synchronize()), moved, where
 
 
 CHECKS = [

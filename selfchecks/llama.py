@@ -21,7 +21,7 @@ import llama_cpp
 import numpy as np
 
 from harness.arguments import CommandLine, path_name
-from harness.frameworks import llama
+from harness.frameworks import llama, llama_bench, llama_text
 from harness.twins.gguf import Architecture, tensors, write_twin
 from selfchecks.pairs import in_words, interleaved_ratios
 
@@ -31,12 +31,15 @@ TOKENS = 32
 SEED, TEMPERATURE = 42, 0.8
 
 
-def load(path: Path):
+@contextlib.contextmanager
+def loaded(path: Path):
+    """A context of the model at `path`."""
     # One thread: several wait for each other whenever another program runs, which is mere noise.
     options = argparse.Namespace(
-        model_path=path, n_ctx=1024, n_gpu_layers=-1, n_threads=1, flash_attn=False, verbose=False
+        model_path=path, n_gpu_layers=-1, n_threads=1, flash_attn="auto", verbose=False
     )
-    return llama.load(options)[0]
+    with llama.open_context(llama.load(options), options, n_ctx=1024) as context:
+        yield context
 
 
 @contextlib.contextmanager
@@ -72,11 +75,12 @@ def shuffled_copy(path: Path, folder: Path) -> Path:
     return copy
 
 
-def bare_generation(llm, prompt: list[int]) -> None:
+def bare_generation(context, prompt: list[int]) -> None:
     """Answer `prompt` with llama.cpp's C functions and llama-cpp-python's chain of samplers."""
+    vocabulary_size = llama_cpp.llama_vocab_n_tokens(context.llm.vocabulary)
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     for sampler in (
-        llama_cpp.llama_sampler_init_penalties(llm.n_vocab(), 64, 1.0, 0.0, 0.0),
+        llama_cpp.llama_sampler_init_penalties(vocabulary_size, 64, 1.0, 0.0, 0.0),
         llama_cpp.llama_sampler_init_top_k(40),
         llama_cpp.llama_sampler_init_typical(1.0, 1),
         llama_cpp.llama_sampler_init_top_p(0.95, 1),
@@ -85,14 +89,13 @@ def bare_generation(llm, prompt: list[int]) -> None:
         llama_cpp.llama_sampler_init_dist(SEED),
     ):
         llama_cpp.llama_sampler_chain_add(chain, sampler)
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context.handle), True)
     tokens = prompt
     for _ in range(TOKENS):
         array = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to it
-        assert (
-            llama_cpp.llama_decode(llm.ctx, llama_cpp.llama_batch_get_one(array, len(array))) == 0
-        )
-        tokens = [llama_cpp.llama_sampler_sample(chain, llm.ctx, -1)]
+        batch = llama_cpp.llama_batch_get_one(array, len(array))
+        assert llama_cpp.llama_decode(context.handle, batch) == 0
+        tokens = [llama_cpp.llama_sampler_sample(chain, context.handle, -1)]
     llama_cpp.llama_sampler_free(chain)
 
 
@@ -101,13 +104,13 @@ def loop_ratios(pairs: int, path: Path | None = None) -> list[float]:
     if path is None:
         with small_model() as path:
             return loop_ratios(pairs, path)
-    llm = load(path)
-    prompt = llama.prompt_tokens(llm, QUESTION)
-    return interleaved_ratios(
-        lambda: llama.generate(llm, prompt, TOKENS, SEED, TEMPERATURE),
-        lambda: bare_generation(llm, prompt),
-        pairs,
-    )
+    with loaded(path) as context:
+        prompt = llama_text.prompt_tokens(context.llm, QUESTION)
+        return interleaved_ratios(
+            lambda: llama_text.generate(context, prompt, TOKENS, SEED, TEMPERATURE),
+            lambda: bare_generation(context, prompt),
+            pairs,
+        )
 
 
 def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
@@ -117,13 +120,14 @@ def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
             fill_with_normal_weights(path)
             return shuffle_ratios(pairs, path)
     with tempfile.TemporaryDirectory() as folder:
-        original, shuffled = load(path), load(shuffled_copy(path, Path(folder)))
-        # The same tokens for both, whatever they would answer: as in tg128.
-        return interleaved_ratios(
-            lambda: llama.bench_generation(original, TOKENS),
-            lambda: llama.bench_generation(shuffled, TOKENS),
-            pairs,
-        )
+        copy = shuffled_copy(path, Path(folder))
+        with loaded(path) as original, loaded(copy) as shuffled:
+            # The same tokens for both, whatever they would answer.
+            return interleaved_ratios(
+                lambda: llama_bench.measure(original, "tg128", {}),
+                lambda: llama_bench.measure(shuffled, "tg128", {}),
+                pairs,
+            )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import harness.generation
 import harness.twins.gguf
 import llama2_test as script
 import utils
-from harness.frameworks import llama
+from harness import gguf_file
+from harness.frameworks import llama, llama_text
+from harness.questions import QUESTIONS
 
 ROOT = Path(__file__).parent.parent
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 32000, 2048, 1e-6)
@@ -26,15 +28,16 @@ QUICK = ("--num_questions=1", "--num_times_per_question=2", "--max_tokens=8", "-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    text = llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
+    text = llama_text.LLAMA2_PROMPT.format(" ".join(QUESTIONS))
     return harness.twins.gguf.ensure_twin(TINY, text, folder)
 
 
 @pytest.fixture(scope="module")
-def llm(model):
-    options = Namespace(model_path=model, verbose=False, n_ctx=1024, n_gpu_layers=-1, n_threads=1,
-                        flash_attn=False)  # fmt: skip
-    return llama.load(options)[0]
+def context(model):
+    options = Namespace(model_path=model, verbose=False, n_gpu_layers=-1, n_threads=1,
+                        flash_attn="auto")  # fmt: skip
+    with llama.open_context(llama.load(options), options, n_ctx=1024) as context:
+        yield context
 
 
 def command(tmp_path, *flags):
@@ -69,7 +72,7 @@ def test_rows_of_a_run(model, tmp_path):
     assert list(saved[0]) == harness.generation.COLUMNS
     assert [(row["question"], row["question_iter"]) for row in saved] == [
         ("pp512", "1"), ("pp512", "2"), ("tg128", "1"), ("tg128", "2"),
-        (script.QUESTIONS[0], "1"), (script.QUESTIONS[0], "2"),
+        (QUESTIONS[0], "1"), (QUESTIONS[0], "2"),
     ]  # fmt: skip
     assert {row["status"] for row in saved} == {"ok"}
     assert {(row["data"], row["model"], row["quantization"]) for row in saved} == {
@@ -82,6 +85,7 @@ def test_rows_of_a_run(model, tmp_path):
     assert first["answer"] == second["answer"] and len(first["answer"]) > 8
     assert first["answer_token_len"] == second["answer_token_len"] == "8"
     assert first["prompt_token_len"] == second["prompt_token_len"]
+    assert {row["flash_attn_used"] for row in saved} == {"on"}
     for row in (first, second):
         total, until_first = float(row["total_time"]), float(row["time_to_first_token"])
         assert 0 < until_first < total
@@ -93,6 +97,16 @@ def test_rows_of_a_run(model, tmp_path):
         outside = 100 * (1 - counted / total)
         assert float(row["outside_model_percent"]) == pytest.approx(outside, abs=0.1)
         assert 0 <= outside < 100
+
+
+def test_max_seconds_ends_after_a_row_that_is_kept(model, tmp_path):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("What is a fjord?\nWhy is it deep?\n")
+    done = run(tmp_path, f"--model={model}", "--bench_repetitions=0", "--max_tokens=4",
+               f"--questions_file={questions}", "--max_seconds=0.001", "--n_threads=1")  # fmt: skip
+    assert done.returncode == 0 and "--max_seconds=0.001 are over" in done.stdout
+    (row,) = rows(tmp_path)
+    assert (row["question"], row["questions_file"]) == ("What is a fjord?", "questions.txt")
 
 
 def test_torn_file_is_named_and_left_alone(model, tmp_path):
@@ -123,63 +137,109 @@ def test_name_of_the_results_has_no_slash_whatever_path_was_given(model, tmp_pat
 # What a generation is
 
 
-def test_counters_cover_every_token_and_nothing_is_reused(llm):
-    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
+def test_counters_cover_every_token_and_nothing_is_reused(context):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
     for _ in range(2):
-        row = llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+        row = llama_text.generate(context, tokens, 5, seed=1, temperature=0.8)
         assert (row["prompt_token_len"], row["answer_token_len"]) == (len(tokens), 5)
 
 
-def test_a_reused_prompt_is_an_error(llm, monkeypatch):
-    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
-    llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
-    monkeypatch.setattr(llm, "reset", lambda: None)
-    monkeypatch.setattr("llama_cpp.llama_memory_clear", lambda *_: None)
+def test_a_token_that_was_not_evaluated_is_an_error(context, monkeypatch):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
+    monkeypatch.setattr(llama_text, "parts_of", lambda _, tokens: [tokens[1:]])
     with pytest.raises(RuntimeError, match="evaluated"):
-        llama.generate(llm, tokens, 5, seed=1, temperature=0.8)
+        llama_text.generate(context, tokens, 5, seed=1, temperature=0.8)
 
 
-def test_only_a_real_model_stops_at_the_end_of_the_sequence(llm, monkeypatch):
-    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
+def test_only_a_real_model_stops_at_the_end_of_the_sequence(context, monkeypatch):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
     calls = itertools.count(1)
     monkeypatch.setattr("llama_cpp.llama_vocab_is_eog", lambda *_: next(calls) == 4)
-    row = llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    row = llama_text.generate(context, tokens, 8, seed=1, temperature=0.8)
     assert row["answer_token_len"] == 8
-    monkeypatch.setattr(llm, "metadata", {})
-    row = llama.generate(llm, tokens, 8, seed=1, temperature=0.8)
+    monkeypatch.setattr(llama_text, "has_random_weights", lambda _: False)
+    row = llama_text.generate(context, tokens, 8, seed=1, temperature=0.8)
     assert row["answer_token_len"] == 3
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2])
-def test_shortest_answers(llm, max_tokens):
-    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
-    row = llama.generate(llm, tokens, max_tokens, seed=1, temperature=0)
+def test_shortest_answers(context, max_tokens):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
+    row = llama_text.generate(context, tokens, max_tokens, seed=1, temperature=0)
     assert row["answer_token_len"] == max_tokens
     assert (row["tokens_per_second"] is None) == (max_tokens == 1)
 
 
-def test_seed_decides_the_answer(llm):
-    tokens = llama.prompt_tokens(llm, script.QUESTIONS[0])
+def test_seed_decides_the_answer(context):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
     answers = [
-        llama.generate(llm, tokens, 16, seed, temperature=0.8)["answer"] for seed in (1, 2, 1)
+        llama_text.generate(context, tokens, 16, seed, temperature=0.8)["answer"]
+        for seed in (1, 2, 1)
     ]
     assert answers[0] == answers[2] != answers[1]
 
 
-def test_words_of_the_questions_are_tokens(llm):
-    for question in script.QUESTIONS:
-        prompt = llama.LLAMA2_PROMPT.format(question)
+class Meter:
+    """Says that every window took 6 joules."""
+
+    def begin(self):
+        pass
+
+    def end(self):
+        return 6.0
+
+
+def test_joules_of_a_token_and_watts(context):
+    tokens = llama_text.prompt_tokens(context.llm, QUESTIONS[0])
+    row = llama_text.generate(context, tokens, 4, seed=1, temperature=0, meter=Meter())
+    assert row["energy_joules_per_token"] == 1.5 and "joules" not in row
+    assert row["average_power_watts"] == pytest.approx(6 / row["total_time"])
+
+
+def text_of(llm, tokens):
+    return [llama_text.piece(llm, token).decode().strip() for token in tokens]
+
+
+def test_words_of_the_questions_are_tokens(context):
+    for question in QUESTIONS:
+        prompt = llama_text.LLAMA2_PROMPT.format(question)
         pieces = re.findall(r"[A-Za-z]+|[^A-Za-z\s]", prompt)
-        tokens = llama.prompt_tokens(llm, question)
-        assert [llm.detokenize([token]).decode().strip() for token in tokens] == ["", *pieces]
+        tokens = llama_text.prompt_tokens(context.llm, question)
+        assert text_of(context.llm, tokens) == ["", *pieces]
 
 
-def test_prompt_follows_the_models_own_chat_template(llm, monkeypatch):
-    template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
-    monkeypatch.setitem(llm.metadata, "tokenizer.chat_template", template)
-    tokens = llama.prompt_tokens(llm, "How does a key open the lock?")
-    assert tokens.count(llm.token_bos()) == 1
-    assert llm.detokenize(tokens).decode().strip() == "<user> How does a key open the lock?"
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+
+
+def with_template(monkeypatch, template):
+    real = llama_text.metadata
+    key = "tokenizer.chat_template"
+    monkeypatch.setattr(
+        llama_text, "metadata", lambda llm, name: template if name == key else real(llm, name)
+    )
+
+
+def test_prompt_follows_the_models_own_chat_template(context, monkeypatch):
+    with_template(monkeypatch, TEMPLATE)
+    tokens = llama_text.prompt_tokens(context.llm, "How does a key open?", "Be brief.")
+    beginning, *rest = tokens
+    assert beginning == 1 and 1 not in rest
+    said = "".join(text_of(context.llm, tokens))
+    assert said == "<system>Bebrief.<user>Howdoesakeyopen?"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('System role not supported') }}",
+        "{{ messages[0]['x'] + 1 }}",
+        "{% if %}",
+    ],
+)
+def test_template_that_refuses_is_one_line(context, monkeypatch, template):
+    with_template(monkeypatch, template)
+    with pytest.raises(utils.UserError, match="chat template refuses"):
+        llama_text.prompt_tokens(context.llm, "How?", "Be brief.")
 
 
 # What a user can get wrong
@@ -189,7 +249,8 @@ def test_prompt_follows_the_models_own_chat_template(llm, monkeypatch):
     "flag",
     ["--num_questions=0", "--num_questions=21", "--num_questions=x", "--max_tokens=0",
      "--num_times_per_question=0", "--temperature=-1", "--n_gpu_layers=x",
-     "--path_to_gguf_model=/nowhere/model.gguf", "--synthetic_model=gpt"],
+     "--path_to_gguf_model=/nowhere/model.gguf", "--synthetic_model=gpt", "--depths=x",
+     "--parallel=0", "--flash_attn=maybe", "--questions_file=/nowhere/questions"],
 )  # fmt: skip
 def test_bad_usage_is_one_line(flag, tmp_path):
     done = run(tmp_path, flag)
@@ -241,32 +302,11 @@ def test_too_small_context_is_bad_usage(model, tmp_path):
 def test_too_little_memory(model, capsys):
     size = model.stat().st_size
     with pytest.raises(utils.UserError, match="too little memory"):
-        llama.require_memory(model, Namespace(total=size - 1, available=0))
-    llama.require_memory(model, Namespace(total=2 * size, available=size))
+        gguf_file.require_memory(model, Namespace(total=size - 1, available=0))
+    gguf_file.require_memory(model, Namespace(total=2 * size, available=size))
     assert capsys.readouterr().out == ""
-    llama.require_memory(model, Namespace(total=2 * size, available=size - 1))
+    gguf_file.require_memory(model, Namespace(total=2 * size, available=size - 1))
     assert "it may swap" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        (
-            "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 409600\n"
-            "llama_init_from_model: failed to initialize the context: failed to allocate buffer\n",
-            "failed to allocate buffer of size 409600",
-        ),
-        (
-            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 3647.87 MiB on device 0: "
-            "cudaMalloc failed: out of memory\n"
-            "llama_model_load: error loading model: unable to allocate CUDA0 buffer\n",
-            "unable to allocate CUDA0 buffer",
-        ),
-        ("llama_context: n_ctx = 1024\n", None),
-    ],
-)
-def test_reason_is_llama_cpps_own(log, reason):
-    assert llama.reason_of_failure(log) == reason
 
 
 def test_missing_package(monkeypatch):
@@ -300,8 +340,8 @@ def test_no_network(tmp_path, monkeypatch):
 
 def test_auto_falls_back_to_the_twin(hub, tmp_path, monkeypatch):
     hub.fault = "500"
-    monkeypatch.setattr(script.synthetic_gguf, "ARCHITECTURES", {"llama-2-7b": TINY})
-    options = Namespace(path_to_gguf_model=Path(script.DEFAULT_MODEL), data="auto",
+    monkeypatch.setattr(harness.twins.gguf, "ARCHITECTURES", {"llama-2-7b": TINY})
+    options = Namespace(model=script.DEFAULT_MODEL, data="auto",
                         data_dir=tmp_path, synthetic_model="llama-2-7b")  # fmt: skip
     assert script.find_model(options) == tmp_path / "synthetic/tiny.Q4_0.gguf"
 

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 
 import harness.twins.gguf
-import llama2_test as script
 import utils
-from harness.frameworks import llama
+from harness.frameworks.llama import capture_log
+from harness.frameworks.llama_text import LLAMA2_PROMPT
+from harness.questions import QUESTIONS
 
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
+EIGHT_B = harness.twins.gguf.ARCHITECTURES["llama-3.1-8b"]
+EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]
+SMALL = {"embedding": 256, "heads": 4, "kv_heads": 2, "vocabulary": 512, "context": 512}
+TINY_Q4_K = EIGHT_B._replace(name="tiny.Q4_K_M", layers=2, feed_forward=512, **SMALL)
+OF_EXPERTS = {"experts": 6, "experts_used": 2, "expert_feed_forward": 256}
+TINY_EXPERTS = EXPERTS._replace(name="tiny-experts.Q4_K_M", layers=2, **OF_EXPERTS, **SMALL)
 TEXT = "How does a bicycle stay upright? Reason step by step."
 
 
@@ -35,27 +42,69 @@ def test_tinyllama_has_its_published_parameters():
     assert sum(int(np.prod(shape)) for _, shape, _ in tensors) == 1_100_048_384
 
 
-def test_file_holds_what_the_list_says(twin):
+@pytest.mark.parametrize(
+    ("model", "types", "gibibytes", "parameters"),
+    [
+        # As llama.cpp and llama-bench print them of the published files.
+        (EIGHT_B, {"F32": 66, "Q4_K": 193, "Q6_K": 33}, 4.58, 8.03),
+        (EXPERTS, {"F32": 241, "Q4_K": 289, "Q6_K": 49}, 17.28, 30.53),
+    ],
+)
+def test_todays_models_have_the_published_tensors_and_size(model, types, gibibytes, parameters):
+    tensors = harness.twins.gguf.tensors(model)
+    assert Counter(kind.name for _, _, kind in tensors) == types
+    assert round(harness.twins.gguf.weights_size(model) / 2**30, 2) == gibibytes
+    assert round(sum(int(np.prod(shape)) for _, shape, _ in tensors) / 1e9, 2) == parameters
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        EIGHT_B._replace(layers=32, feed_forward=256, **SMALL),
+        EXPERTS._replace(layers=24, **OF_EXPERTS, **SMALL),
+    ],
+)
+def test_types_are_those_that_llama_cpp_quantizes_to(model, tmp_path, monkeypatch):
+    """A model of floats, quantized to Q4_K_M by llama.cpp itself."""
+    import llama_cpp
+
+    wanted = {name: kind for name, _, kind in harness.twins.gguf.tensors(model)}
+    source, target = tmp_path / "floats.gguf", tmp_path / "quantized.gguf"
+    floats = gguf.GGMLQuantizationType.F32
+    monkeypatch.setattr(harness.twins.gguf, "type_of", lambda *_: floats)
+    harness.twins.gguf.write_twin(source, model, TEXT)
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    capture_log(verbose=False)
+    paths = [str(path).encode() for path in (source, target)]
+    assert llama_cpp.llama_model_quantize(*paths, parameters) == 0
+    assert {t.name: t.tensor_type for t in gguf.GGUFReader(target).tensors} == wanted
+
+
+@pytest.mark.parametrize("model", [TINY, TINY_Q4_K, TINY_EXPERTS], ids=lambda model: model.name)
+def test_file_holds_what_the_list_says(model, tmp_path):
+    twin = harness.twins.gguf.ensure_twin(model, TEXT, tmp_path)
     reader = gguf.GGUFReader(twin)
     written = [(t.name, tuple(reversed(t.shape.tolist())), t.tensor_type) for t in reader.tensors]
-    assert written == harness.twins.gguf.tensors(TINY)
-    assert sum(t.n_bytes for t in reader.tensors) == harness.twins.gguf.weights_size(TINY)
-    assert 0 < twin.stat().st_size - harness.twins.gguf.weights_size(TINY) < 2e6
+    assert written == harness.twins.gguf.tensors(model)
+    assert sum(t.n_bytes for t in reader.tensors) == harness.twins.gguf.weights_size(model)
+    assert 0 < twin.stat().st_size - harness.twins.gguf.weights_size(model) < 2e6
     assert reader.get_field(harness.twins.gguf.SYNTHETIC_KEY).contents() is True
 
 
-def test_weights_keep_the_variance_of_what_they_multiply(twin):
-    for tensor in gguf.GGUFReader(twin).tensors:
+@pytest.mark.parametrize("model", [TINY, TINY_Q4_K, TINY_EXPERTS], ids=lambda model: model.name)
+def test_weights_keep_the_variance_of_what_they_multiply(model, tmp_path):
+    for tensor in gguf.GGUFReader(harness.twins.gguf.ensure_twin(model, TEXT, tmp_path)).tensors:
         weights = gguf.dequantize(tensor.data, tensor.tensor_type)
-        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+        if len(tensor.shape) == 1:
             assert (weights == 1).all()
             continue
-        assert weights.var() * weights.shape[1] == pytest.approx(1, rel=0.1), tensor.name
-        assert abs(weights.mean()) < weights.std() / 50
+        assert weights.var() * weights.shape[-1] == pytest.approx(1, rel=0.15), tensor.name
+        assert abs(weights.mean()) < weights.std() / 20
 
 
-def test_seven_billion_parameters_speak_every_word_of_the_questions():
-    text = llama.LLAMA2_PROMPT.format(" ".join(script.QUESTIONS))
+def test_vocabulary_has_every_word_of_the_questions():
+    text = LLAMA2_PROMPT.format(" ".join(QUESTIONS))
     tokens, scores, types = harness.twins.gguf.vocabulary(32_000, text)
     assert len(tokens) == len(set(tokens)) == len(scores) == len(types) == 32_000
     assert {"\u2581refrigerator", "\u2581step", "INST"} <= set(tokens)

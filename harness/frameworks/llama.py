@@ -1,50 +1,59 @@
-"""The one llama.cpp protocol: loading, proof of the device, a timed generation, pp512 and tg128.
+"""A model in llama.cpp: loading it, contexts to compute in, proof of the device, memory.
 
-llama.cpp counts itself what it evaluates: tokens and milliseconds of prompts and of generation,
-read from `llama_perf_context`. The wall clock around a generation checks these counters.
+Used is the C interface as llama-cpp-python binds it, because its class `Llama` knows no automatic
+flash attention and no second context.
 """
 
+import contextlib
 import ctypes
 import importlib.util
+import os
 import platform
-import random
-import re
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-import harness.cores
 import harness.machine
-from harness.process import UsageError, UserError
+from harness import gguf_file
+from harness.energy import EnergyMeter, energy_meter
+from harness.frameworks import llama_log
+from harness.process import UserError
 from harness.twins.gguf import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
     "max_tokens",
+    "n_ctx",
     "n_gpu_layers",
+    "n_threads",
     "flash_attn",
     "seed",
     "temperature",
+    "system_prompt",
     "other_load_percent",
     "other_benchmark_running",
 )
-LLAMA2_PROMPT = "[INST] {} [/INST]"
-PP_TOKENS = 512  # llama-bench's standard prompt, evaluated as one batch
-TG_TOKENS = 128  # and its standard generation
+METADATA_BYTES = 2**18  # of the longest value that is read, a chat template
+LOG: list[str] = []  # all that llama.cpp says in this process
 
 
-class Offload(NamedTuple):
-    """Where llama.cpp put the layers of a model, in its own words."""
+class Llm(NamedTuple):
+    """A loaded model."""
 
-    layers_on_gpu: int
-    layers: int | None  # None where it says nothing, as a build without GPU does
-    device_type: str  # `cpu`, `metal`, or the backend's name in small letters, such as `cuda`
-    gpu_name: str | None
-    gpu_bytes: int | None
+    model: int  # llama.cpp's pointers
+    vocabulary: int
+    log: str  # what llama.cpp said while it loaded it
+
+
+class Context(NamedTuple):
+    """What a model computes in: its KV cache and buffers."""
+
+    llm: Llm
+    handle: int
+    columns: dict  # of every row that is made in it
+    caches: list[llama_log.KVCache]
 
 
 # Loading
@@ -55,129 +64,139 @@ def require_installed(module: str, package: str) -> None:
         raise UserError(f"{package} is not installed: python -m pip install {package}")
 
 
-def require_gguf(path: Path) -> None:
-    """Raises UserError unless the file starts as a GGUF does."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    if magic != b"GGUF":
-        raise UserError(f"{path} is not a GGUF file: it starts with {magic!r}")
+def computes_on_gpu(options) -> bool:
+    import llama_cpp
+
+    return options.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
 
 
-def load(options):
-    """The model, and all that llama.cpp logged meanwhile.
+def load(options) -> Llm:
+    """The model of `options.model_path`.
 
     Raises:
-        UserError: llama.cpp cannot load it; its own reason is in the message.
+        UserError: llama.cpp cannot load it (its own reason is in the message), or it generates no
+            text.
     """
     import llama_cpp
 
-    log = capture_log(options.verbose)
-    gpu = options.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
-    if not gpu or platform.system() == "Darwin":
-        require_memory(options.model_path, psutil.virtual_memory())
-    try:
-        llm = llama_cpp.Llama(
-            str(options.model_path),
-            n_ctx=options.n_ctx,
-            n_gpu_layers=options.n_gpu_layers,
-            n_threads=options.n_threads,
-            n_threads_batch=options.n_threads,
-            flash_attn=options.flash_attn,
-            # Without layers on the GPU nothing at all may be computed there.
-            op_offload=gpu,
-            offload_kqv=gpu,
-            verbose=options.verbose,
-        )
-    except ValueError as error:
-        reason = reason_of_failure("".join(log)) or error
+    if not computes_on_gpu(options) or platform.system() == "Darwin":
+        gguf_file.require_memory(options.model_path, psutil.virtual_memory())
+    os.environ["LLAMA_TRACE"] = "1"  # its log lists the tensors
+    capture_log(options.verbose)
+    said = len(LOG)
+    llama_cpp.llama_backend_init()
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = options.n_gpu_layers
+    model = llama_cpp.llama_model_load_from_file(str(options.model_path).encode(), parameters)
+    log = "".join(LOG[said:])
+    if not model:
+        reason = llama_log.reason_of_failure(log)
         raise UserError(
             f"{options.model_path}: llama.cpp {llama_cpp.__version__} cannot load it: {reason}"
-        ) from None
-    return llm, "".join(log)
+        )
+    llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log)
+    require_generator(llm, options.model_path)
+    return llm
 
 
-def capture_log(verbose: bool) -> list[str]:
-    """The list that llama.cpp's log goes to, and with `verbose` the terminal too."""
+def capture_log(verbose: bool) -> None:
+    """Have llama.cpp's log go to `LOG`, and with `verbose` to the terminal too."""
     import llama_cpp
 
-    lines = []
     debug = 1  # GGML_LOG_LEVEL_DEBUG of ggml.h
 
     @llama_cpp.llama_log_callback
     def keep(level, text, _):
         if level != debug:
-            lines.append(text.decode(errors="replace"))
+            LOG.append(text.decode(errors="replace"))
             if verbose:
-                print(lines[-1], end="", file=sys.stderr)
+                print(LOG[-1], end="", file=sys.stderr)
 
     capture_log.callback = keep  # llama.cpp calls it as long as the process lives
     llama_cpp.llama_log_set(keep, None)
-    return lines
 
 
-def reason_of_failure(log: str) -> str | None:
-    """Why llama.cpp could not load a model: the first error in its log that names a cause."""
-    found = re.search(r"error loading model: (.+)|(failed to (?:allocate|create|init).+)", log)
-    return found and (found[1] or found[2])
+def require_generator(llm: Llm, path: Path) -> None:
+    """Raises UserError where the model embeds text, or encodes it, and does not continue it."""
+    import llama_cpp
+
+    architecture = metadata(llm, "general.architecture")
+    embeds = (
+        metadata(llm, f"{architecture}.attention.causal") == "false"
+        or metadata(llm, f"{architecture}.pooling_type") is not None
+    )
+    if embeds or llama_cpp.llama_model_has_encoder(llm.model):
+        kind = "an embedding model" if embeds else "an encoder and a decoder"
+        raise UserError(f"{path} ({architecture}) is {kind}: measured are models that go on a text")
 
 
-def require_memory(path: Path, memory) -> None:
-    """Raises UserError where the model is larger than the machine's memory, `psutil`'s `memory`.
+def metadata(llm: Llm, key: str) -> str | None:
+    """A value of the GGUF's metadata; None where it has no such key."""
+    import llama_cpp
 
-    One that only takes more than is free still runs, as the system makes room; that is said.
+    value = ctypes.create_string_buffer(METADATA_BYTES)
+    length = llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), value, METADATA_BYTES)
+    return value.value.decode() if length >= 0 else None
+
+
+@contextlib.contextmanager
+def open_context(llm: Llm, options, n_ctx: int, sequences: int = 1) -> Iterator[Context]:
+    """A context of `n_ctx` tokens for every sequence, freed in the end; set up as llama-bench does.
+
+    Raises:
+        MemoryError: there is no room for it.
+        RuntimeError: llama.cpp refuses it for another reason.
     """
-    needed = path.stat().st_size
-    takes = f"the model takes {needed / 1e9:.1f} GB"
-    if needed > memory.total:
-        raise UserError(
-            f"{path}: too little memory: {takes}, and this machine has {memory.total / 1e9:.1f} GB"
-        )
-    if needed > memory.available:
-        free = f"{memory.available / 1e9:.1f} GB are free"
-        print(f"Note: {takes}, and {free}: close other programs, or it may swap")
+    import llama_cpp
+
+    gpu = computes_on_gpu(options)
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = n_ctx * sequences
+    parameters.n_seq_max = sequences
+    parameters.n_threads = parameters.n_threads_batch = options.n_threads
+    parameters.flash_attn_type = {
+        "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+        "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    }[options.flash_attn]
+    parameters.swa_full = False
+    parameters.no_perf = False
+    # Without layers on the GPU nothing at all may be computed there.
+    parameters.op_offload = parameters.offload_kqv = gpu
+    said = len(LOG)
+    handle = llama_cpp.llama_init_from_model(llm.model, parameters)
+    log = "".join(LOG[said:])
+    if not handle:
+        raise failure("llama.cpp cannot make a context", log)
+    try:
+        yield Context(llm, handle, context_columns(llm, log), llama_log.kv_caches(log))
+    finally:
+        llama_cpp.llama_free(handle)
 
 
-def default_threads() -> int:
-    """The fast cores that this process may use."""
-    return harness.cores.performance_cores()
+def failure(what: str, log: str) -> Exception:
+    """The error to raise for what llama.cpp could not do, with the reason that its log gives."""
+    reason = llama_log.reason_of_failure(log)
+    kind = MemoryError if llama_log.OUT_OF_MEMORY.search(log) else RuntimeError
+    return kind(f"{what}: {reason}" if reason else what)
 
 
 # What and where
 
 
-def shared_columns(llm, log: str, options) -> dict:
+def facts(llm: Llm, options) -> dict:
     """The columns that every row shares."""
-    facts = {
+    shared = {
         **{name: getattr(options, name) for name in SHARED_OPTIONS},
-        **machine_columns(parse_offload(log)),
+        **machine_columns(llama_log.parse_offload(llm.log)),
+        "weights_on_gpu_gb": llama_log.buffers(llm.log, "model", on_gpu=True) / 1e9,
         **model_columns(llm, options.model_path),
     }
-    facts["machine"] = options.machine_name or facts["machine"]
-    return facts
+    shared["machine"] = options.machine_name or shared["machine"]
+    return shared
 
 
-def parse_offload(log: str) -> Offload:
-    """Read llama.cpp's report on loading a model."""
-    offloaded = re.search(r"offloaded (\d+)/(\d+) layers to GPU", log)
-    on_gpu, layers = (int(offloaded[1]), int(offloaded[2])) if offloaded else (0, None)
-    devices = re.findall(r"using device ([A-Za-z]+)\d* \((.+?)\) \(", log)
-    if not on_gpu or not devices:
-        return Offload(0, layers, "cpu", None, None)
-    backend, name = devices[0]
-    kind = {"mtl": "metal"}.get(backend.lower(), backend.lower())
-    memory = re.search(rf"Device \d+: {re.escape(name)}, .*VRAM: (\d+) MiB", log)
-    # llama.cpp spreads the layers over all of them.
-    counts = Counter(name for _, name in devices)
-    name = " + ".join(f"{count}x {one}" if count > 1 else one for one, count in counts.items())
-    if len(counts) > 1:
-        memory = None
-    return Offload(on_gpu, layers, kind, name, int(memory[1]) * 2**20 if memory else None)
-
-
-def machine_columns(offload: Offload) -> dict:
+def machine_columns(offload: llama_log.Offload) -> dict:
     """The machine columns of a row, of the device that llama.cpp computes on."""
     import llama_cpp
 
@@ -199,193 +218,119 @@ def machine_columns(offload: Offload) -> dict:
     }
 
 
-def model_columns(llm, path: Path) -> dict:
+def meter_of(llm: Llm) -> EnergyMeter | None:
+    """An energy meter of the device that the model computes on; None where nothing tells."""
+    offload = llama_log.parse_offload(llm.log)
+    if offload.device_type == "cuda" and offload.gpu_index is not None:
+        return energy_meter("cuda", offload.gpu_index)
+    kind = {"cpu": "cpu", "metal": "mps"}.get(offload.device_type)
+    return kind and energy_meter(kind)
+
+
+def model_columns(llm: Llm, path: Path) -> dict:
     """What llama.cpp says of a model; a twin is known by its metadata."""
     import llama_cpp
 
     description = ctypes.create_string_buffer(256)
     llama_cpp.llama_model_desc(llm.model, description, len(description))
-    described = description.value.decode().split(maxsplit=2)  # such as "llama 7B Q4_0"
+    described = description.value.decode()  # such as "llama 7B Q4_0"
     return {
-        "model": model_tag(path),
-        "data": "synthetic" if SYNTHETIC_KEY in llm.metadata else "real",
-        "architecture": llm.metadata.get("general.architecture"),
+        "model": gguf_file.model_tag(path),
+        "data": "synthetic" if has_random_weights(llm) else "real",
+        "architecture": metadata(llm, "general.architecture"),
+        "description": described,
         "parameters": llama_cpp.llama_model_n_params(llm.model),
-        "quantization": described[2] if len(described) == 3 else None,
-        "file_size_gb": path.stat().st_size / 1e9,
-        "n_ctx": llm.n_ctx(),
-        "n_threads": llm.n_threads,
+        "quantization": (described.split(maxsplit=2) + [None] * 3)[2],
+        "file_size_gb": gguf_file.size(path) / 1e9,
+        "weights_gb": llama_cpp.llama_model_size(llm.model) / 1e9,
     }
 
 
-def model_tag(path: Path) -> str:
-    """The model's part of a results file's name."""
-    return safe_name(path.stem)
+def context_columns(llm: Llm, log: str) -> dict:
+    """What the log of a context's making says of it."""
+    on_gpu = llama_log.parse_offload(llm.log).device_type != "cpu"
+    in_cache = sum(llama_log.buffers(log, kind, on_gpu) for kind in ("KV", "RS"))
+    computing = sum(llama_log.buffers(log, kind, on_gpu) for kind in ("compute", "output"))
+    return {
+        "flash_attn_used": llama_log.flash_attention(log),
+        "kv_cache_gb": in_cache / 1e9,
+        "compute_buffers_gb": computing / 1e9,
+    }
 
 
-def safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_")
+def peak_memory_gb(context: Context) -> float:
+    """Of the GPU what llama.cpp allocated there; without one, the peak of this process."""
+    log = context.llm.log
+    if llama_log.parse_offload(log).device_type == "cpu":
+        return harness.machine.peak_resident_gb()
+    allocated = context.columns["kv_cache_gb"] + context.columns["compute_buffers_gb"]
+    return llama_log.buffers(log, "model", on_gpu=True) / 1e9 + allocated
 
 
-# One generation
+def gb_per_step(context: Context, depth: float, sequences: int = 1) -> float | None:
+    """GB that must be read to generate one token of each sequence, with `depth` in its cache.
 
-
-def prompt_tokens(llm, question: str) -> list[int]:
-    """The question in the model's own chat format; in Llama 2's where the file has none.
-
-    The files of Llama 2 are older than chat templates in GGUF.
+    None for several sequences of a mixture of experts: which experts they share is not known.
     """
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    template = llm.metadata.get("tokenizer.chat_template")
-    if template is None:
-        return llm.tokenize(LLAMA2_PROMPT.format(question).encode(), special=True)
-    formatter = Jinja2ChatFormatter(
-        template=template,
-        bos_token=token_text(llm, llm.token_bos()),
-        eos_token=token_text(llm, llm.token_eos()),
-    )
-    prompt = formatter(messages=[{"role": "user", "content": question}]).prompt
-    return llm.tokenize(prompt.encode(), add_bos=False, special=True)
-
-
-def token_text(llm, token: int) -> str:
-    """The text of a special token; empty where the vocabulary has no such token (-1)."""
     import llama_cpp
 
-    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
-    return llama_cpp.llama_vocab_get_text(vocabulary, token).decode() if token >= 0 else ""
+    llm = context.llm
+    architecture = metadata(llm, "general.architecture")
+    experts = int(metadata(llm, f"{architecture}.expert_count") or 0)
+    if experts and sequences > 1:
+        return None
+    weights = llama_log.weights_per_token(
+        llm.log,
+        llama_cpp.llama_model_size(llm.model),
+        experts,
+        int(metadata(llm, f"{architecture}.expert_used_count") or 0),
+    )
+    cached = sum(cache.bytes_per_token * min(depth, cache.tokens) for cache in context.caches)
+    return (weights + sequences * cached) / 1e9
 
 
-def forget(llm) -> None:
+def has_random_weights(llm: Llm) -> bool:
+    return metadata(llm, SYNTHETIC_KEY) is not None
+
+
+# Evaluating tokens
+
+
+def forget(context: Context) -> None:
     """Empty the KV cache, so that no part of the next prompt counts as known; zero the counters."""
     import llama_cpp
 
-    llm.reset()
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), True)
-    llama_cpp.llama_perf_context_reset(llm.ctx)
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context.handle), True)
+    llama_cpp.llama_synchronize(context.handle)
+    llama_cpp.llama_perf_context_reset(context.handle)
 
 
-def generate(
-    llm,
-    tokens: list[int],
-    max_tokens: int,
-    seed: int,
-    temperature: float,
-    show: Callable[[str], None] | None = None,
-) -> dict:
-    """Answer one prompt; returns the measured columns of its row.
-
-    Random weights end the sequence anywhere, so a twin's answer goes on until `max_tokens`.
-
-    Inside the clock: evaluation of the prompt, generation, sampling, and `show` if there is one.
-    The prompt's tokens and those after the first generated one are timed by llama.cpp's counters.
-
-    Args:
-        seed: the sampler starts from it every time, so that repetitions give the same answer.
-        show: gets the text of every token.
+def decode(context: Context, batch) -> None:
+    """Have a batch evaluated; the results need not be there yet.
 
     Raises:
-        RuntimeError: llama.cpp failed, or did not evaluate every token.
+        MemoryError: there was no room for it.
+        RuntimeError: llama.cpp failed for another reason.
     """
     import llama_cpp
 
-    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
-    random_weights = SYNTHETIC_KEY in llm.metadata
-    answer = []
-    first = None
-    llm.set_seed(seed)
-    forget(llm)
-    start = time.perf_counter()
-    for token in llm.generate(tokens, temp=temperature):
-        first = first or time.perf_counter() - start
-        if not random_weights and llama_cpp.llama_vocab_is_eog(vocabulary, token):
-            break
-        answer.append(token)
-        if show:
-            show(llm.detokenize([token]).decode(errors="ignore"))
-        if len(answer) == max_tokens:
-            break
-    total = time.perf_counter() - start
-    counted = llama_cpp.llama_perf_context(llm.ctx)
-    # One by one were evaluated the tokens but for the last, on which nothing follows; the end of
-    # the sequence is not one of the answer's. Counters that are 0 read 1.
-    one_by_one = max(len(answer) - (len(answer) == max_tokens), 1)
-    if (counted.n_p_eval, counted.n_eval) != (len(tokens), one_by_one):
-        raise RuntimeError(
-            f"llama.cpp evaluated {counted.n_p_eval} tokens of the prompt and {counted.n_eval} of "
-            f"the answer, not {len(tokens)} and {one_by_one}"
-        )
-    text = llm.detokenize(answer).decode(errors="replace")
-    inside = (counted.t_p_eval_ms + counted.t_eval_ms) / 1000
-    return {
-        "total_time": total,
-        "answer": text,
-        "answer_char_len": len(text),
-        "chars_per_second": len(text) / total,
-        "answer_token_len": len(answer),
-        "tokens_per_second": per_second(counted.n_eval, counted.t_eval_ms),
-        "prompt_token_len": len(tokens),
-        "prompt_tokens_per_second": per_second(counted.n_p_eval, counted.t_p_eval_ms),
-        "time_to_first_token": first,
-        "outside_model_percent": 100 * (1 - inside / total),
-    }
+    said = len(LOG)
+    code = llama_cpp.llama_decode(context.handle, batch)
+    if code:
+        raise failure(f"llama_decode returned {code}", "".join(LOG[said:]))
 
 
-def per_second(count: int, milliseconds: float) -> float | None:
-    return 1000 * count / milliseconds if milliseconds else None
-
-
-def require_context(prompts: list[list[int]], options) -> None:
-    """Raises UsageError unless every prompt and its answer fit into the context."""
-    needed = max(map(len, prompts)) + options.max_tokens
-    if options.bench_repetitions:
-        needed = max(needed, PP_TOKENS)
-    if needed > options.n_ctx:
-        raise UsageError(f"--n_ctx={options.n_ctx}: prompt and answer take up to {needed} tokens")
-
-
-# llama-bench's figures (tools/llama-bench of github.com/ggml-org/llama.cpp: test_prompt, test_gen)
-
-
-def bench_prompt(llm, count: int = PP_TOKENS) -> dict:
-    """Evaluate `count` random tokens as one batch in an empty cache: columns of a row."""
-    seconds = timed_decode(llm, [random_tokens(llm, count)])
-    return {
-        "total_time": seconds,
-        "prompt_token_len": count,
-        "prompt_tokens_per_second": count / seconds,
-    }
-
-
-def bench_generation(llm, count: int = TG_TOKENS) -> dict:
-    """Evaluate `count` random tokens one by one from an empty cache: columns of a row."""
-    seconds = timed_decode(llm, [[token] for token in random_tokens(llm, count)])
-    return {
-        "total_time": seconds,
-        "answer_token_len": count,
-        "tokens_per_second": count / seconds,
-    }
-
-
-def random_tokens(llm, count: int) -> list[int]:
-    return [llm.token_bos()] + random.choices(range(llm.n_vocab()), k=count - 1)
-
-
-def timed_decode(llm, batches: list[list[int]]) -> float:
-    """Seconds to evaluate the batches from an empty cache, without sampling.
-
-    Raises:
-        RuntimeError: llama.cpp failed.
-    """
+def batch_of(tokens: list[int]):
+    """The tokens that follow on those in the cache of the first sequence; the last one's logits."""
     import llama_cpp
 
-    forget(llm)
-    start = time.perf_counter()
-    for batch in batches:
-        tokens = (llama_cpp.llama_token * len(batch))(*batch)
-        code = llama_cpp.llama_decode(llm.ctx, llama_cpp.llama_batch_get_one(tokens, len(batch)))
-        if code != 0:
-            raise RuntimeError(f"llama_decode returned {code}")
-        llama_cpp.llama_synchronize(llm.ctx)
-    return time.perf_counter() - start
+    array = (llama_cpp.llama_token * len(tokens))(*tokens)
+    return llama_cpp.llama_batch(n_tokens=len(tokens), token=array)
+
+
+def parts_of(context: Context, items: list) -> list[list]:
+    """Such as a context takes in one batch."""
+    import llama_cpp
+
+    size = llama_cpp.llama_n_batch(context.handle)
+    return [items[start : start + size] for start in range(0, len(items), size)]

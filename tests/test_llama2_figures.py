@@ -1,0 +1,205 @@
+"""llama-bench's figures at depth and in parallel, what they read, and the table of them."""
+
+from argparse import Namespace
+
+import pytest
+
+import harness.twins.gguf
+from harness import markdown
+from harness.bandwidth import measured_bandwidth
+from harness.frameworks import llama, llama_bench
+from harness.generation import (
+    attempt,
+    figure_parts,
+    figures_of,
+    next_turn,
+    plan,
+    sustained_ratio,
+    verdicts,
+)
+from harness.process import UserError
+
+TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
+EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]._replace(
+    name="experts", layers=2, embedding=256, heads=4, kv_heads=2, head_size=64, vocabulary=4096,
+    experts=8, experts_used=2, expert_feed_forward=256,
+)  # fmt: skip
+OPTIONS = {"verbose": False, "n_gpu_layers": -1, "n_threads": 1, "flash_attn": "auto"}
+
+
+def loaded(model, folder):
+    path = harness.twins.gguf.ensure_twin(model, "How does a key open the lock?", folder)
+    options = Namespace(model_path=path, **OPTIONS)
+    return llama.load(options), options
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return loaded(TINY, tmp_path_factory.mktemp("tiny"))
+
+
+def last_places(context, sequences):
+    """The position of the last token in the cache of each sequence."""
+    import llama_cpp
+
+    memory = llama_cpp.llama_get_memory(context.handle)
+    return [llama_cpp.llama_memory_seq_pos_max(memory, number) for number in range(sequences)]
+
+
+@pytest.mark.parametrize(
+    ("figure", "last"),
+    [("pp512", [511]), ("tg128", [127]), ("pp512@d300", [811]), ("tg128@d300", [427]),
+     ("pp512@p3", [511] * 3), ("tg128@p3", [127] * 3)],
+)  # fmt: skip
+def test_every_token_of_a_figure_is_evaluated(tiny, figure, last, monkeypatch):
+    llm, options = tiny
+    states, filled, real = {}, [], llama_bench.prefilled
+    monkeypatch.setattr(
+        llama_bench,
+        "prefilled",
+        lambda context, depth: filled.append(depth) or real(context, depth),
+    )
+    with llama.open_context(llm, options, *llama_bench.context_size(figure)) as context:
+        llama_bench.prepare(context, figure, states)
+        llama_bench.prepare(context, figure, states)
+        for _ in range(2):
+            row = llama_bench.measure(context, figure, states)
+            assert last_places(context, len(last)) == last
+    test, depth, parallel = figure_parts(figure)
+    assert filled == [depth] * (depth > 0)  # once, however often it is measured
+    assert (row["depth"], row["parallel"]) == (depth, parallel)
+    tokens = (512 if test == "pp512" else 128) * parallel
+    speed = row["prompt_tokens_per_second" if test == "pp512" else "tokens_per_second"]
+    assert speed == pytest.approx(tokens / row["total_time"])
+    if figure == "tg128@p3":
+        assert row["tokens_per_second_each"] == pytest.approx(speed / 3)
+    if figure == "pp512@p3":
+        assert row["time_to_first_token"] == row["total_time"]
+
+
+def test_what_a_token_reads(tiny, tmp_path):
+    llm, options = tiny
+    weights = {
+        name: harness.twins.gguf.size_in_bytes(shape, kind)
+        for name, shape, kind in harness.twins.gguf.tensors(TINY)
+    }
+    in_use = sum(weights.values()) - weights["token_embd.weight"]
+    of_a_token = 2 * 2 * 2 * 64 * 2  # keys and values of 2 layers, 2 heads of 64, two bytes each
+    with llama.open_context(llm, options, 512, sequences=2) as context:
+        alone = 1e9 * llama.gb_per_step(context, depth=100)
+        both = 1e9 * llama.gb_per_step(context, depth=100, sequences=2)
+    # The log has two digits of a MiB.
+    assert alone == pytest.approx(in_use + 100 * of_a_token, abs=2**20 / 100)
+    assert both - alone == pytest.approx(100 * of_a_token)
+
+
+def test_of_experts_only_the_chosen_are_read(tmp_path):
+    llm, options = loaded(EXPERTS, tmp_path)
+    read = 0
+    for name, shape, kind in harness.twins.gguf.tensors(EXPERTS):
+        share = 0 if name == "token_embd.weight" else 2 / 8 if "_exps" in name else 1
+        read += share * harness.twins.gguf.size_in_bytes(shape, kind)
+    with llama.open_context(llm, options, 512, sequences=2) as context:
+        found = 1e9 * llama.gb_per_step(context, depth=0)
+        assert llama.gb_per_step(context, depth=0, sequences=2) is None
+    assert found == pytest.approx(read, abs=2**20 / 20)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "on"), ("on", "on"), ("off", "off")])
+def test_flash_attention_is_asked_for_and_proven(tiny, asked, used):
+    llm, options = tiny
+    options = Namespace(**{**vars(options), "flash_attn": asked})
+    with llama.open_context(llm, options, 512) as context:
+        assert context.columns["flash_attn_used"] == used
+        assert context.columns["kv_cache_gb"] == 512 * 2 * 2 * 2 * 64 * 2 / 1e9
+        assert context.columns["compute_buffers_gb"] > 0
+
+
+def test_context_that_does_not_fit_is_out_of_memory(tiny, monkeypatch):
+    def refuse(*_):
+        llama.LOG.append("llama_init_from_model: failed to allocate buffer for kv cache\n")
+
+    monkeypatch.setattr("llama_cpp.llama_init_from_model", refuse)
+    with (
+        pytest.raises(MemoryError, match="failed to allocate buffer for kv cache"),
+        llama.open_context(*tiny, n_ctx=512),
+    ):
+        pass
+
+
+def test_plan_and_where_it_goes_on():
+    assert figures_of([0, 4096], [1, 4]) == [
+        "pp512", "tg128", "pp512@d4096", "tg128@d4096", "pp512@p4", "tg128@p4"
+    ]  # fmt: skip
+    assert figure_parts("How?") is None and figure_parts("tg128@d4096") == ("tg128", 4096, 1)
+    options = Namespace(bench_repetitions=1, num_questions=1, num_times_per_question=2)
+    turns = plan(options, ["How?", "Why?"])
+    assert turns == [("pp512", 1), ("tg128", 1), ("How?", 1), ("How?", 2)]
+    assert next_turn(turns, []) == ("pp512", 1)
+    assert next_turn(turns, [{"question": "tg128", "question_iter": 1}]) == ("How?", 1)
+
+
+def test_a_turn_that_fails_is_a_row():
+    def too_large():
+        raise MemoryError("no room")
+
+    row = attempt(("tg128", 2), too_large)
+    assert (row["question"], row["question_iter"]) == ("tg128", 2)
+    assert (row["status"], row["error"]) == ("out_of_memory", "no room")
+
+
+def test_sustained_ratio_and_what_is_said_of_it():
+    assert sustained_ratio([10.0, 9.0]) is None
+    assert sustained_ratio([10, 10, 9, 9, 8, 8]) == 0.8
+    row = {"status": "ok", "question": "Why?", "data": "real", "sustained_ratio": 0.8}
+    reads = {"status": "ok", "question": "tg128", "data": "real", "bandwidth_gb_per_second": 50.0}
+    assert any("0.80 of their first speed" in line for line in verdicts([row]))
+    assert "50 GB/s" in verdicts([reads])[0] and "selfcheck" in verdicts([reads])[0]
+    assert "near its limit" in verdicts([reads | {"bandwidth_percent": 90.0}])[0]
+    assert "not what limits it" in verdicts([reads | {"bandwidth_percent": 30.0}])[0]
+
+
+def test_bandwidth_that_selfcheck_measured(tmp_path):
+    assert measured_bandwidth(tmp_path, "M") is None
+    path = tmp_path / "selfcheck/M.json"
+    path.parent.mkdir()
+    path.write_text('{"findings": [{"check": "memory bandwidth, STREAM triad", "value": 70.5}]}')
+    assert measured_bandwidth(tmp_path, "M") == 70.5
+    path.write_text("{")
+    with pytest.raises(UserError, match="M.json"):
+        measured_bandwidth(tmp_path, "M")
+
+
+def test_triad_moves_what_it_says():
+    import torch
+
+    from selfchecks.checks import stream_triad
+
+    triad, moved, where = stream_triad(1000)
+    (result,) = [each for each in triad() if isinstance(each, torch.Tensor)]
+    assert (result == 4).all() and moved == 3 * 4 * 1000
+    assert where in (f"{torch.get_num_threads()} threads", "cuda", "mps")
+
+
+def test_markdown_is_llama_benchs_table():
+    shared = {
+        "status": "ok", "device": "cpu", "description": "llama 7B Q4_0", "weights_gb": 3.825,
+        "parameters": 6738415616, "n_threads": 2, "n_gpu_layers": -1,
+    }  # fmt: skip
+    rows = [
+        shared | {"question": "pp512", "prompt_tokens_per_second": 20.0},
+        shared | {"question": "pp512", "prompt_tokens_per_second": 22.0},
+        shared | {"question": "tg128@d4096", "tokens_per_second": 5.5},
+        shared | {"question": "How?", "tokens_per_second": 99.0},
+    ]
+    # The first three lines are llama-bench's own, of a model of this size.
+    assert markdown.llama_bench_table(rows).splitlines() == [
+        "| model                          |       size |     params | backend    | threads "
+        "|            test |                  t/s |",
+        "| ------------------------------ | ---------: | ---------: | ---------- | ------: "
+        "| --------------: | -------------------: |",
+        "| llama 7B Q4_0                  |   3.56 GiB |     6.74 B | CPU        |       2 "
+        "|           pp512 |         21.00 ± 1.41 |",
+        "| llama 7B Q4_0                  |   3.56 GiB |     6.74 B | CPU        |       2 "
+        "|   tg128 @ d4096 |          5.50 ± 0.00 |",
+    ]

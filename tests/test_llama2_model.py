@@ -1,0 +1,123 @@
+"""The file of a model: where it is found, whole or in parts, and what is none."""
+
+import shutil
+from argparse import Namespace
+
+import gguf
+import pytest
+
+import harness.twins.gguf
+from harness import gguf_file
+from harness.frameworks import llama
+from harness.process import UsageError, UserError
+from harness.questions import QUESTIONS, questions_to_ask
+
+TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return harness.twins.gguf.ensure_twin(TINY, "How?", tmp_path_factory.mktemp("model"))
+
+
+def load(path):
+    return llama.load(Namespace(model_path=path, verbose=False, n_gpu_layers=-1))
+
+
+def test_name_on_the_hub_is_fetched_once_with_all_its_parts(model, hub, tmp_path):
+    parts = [f"deep/x-0000{number}-of-00002.gguf" for number in (1, 2)]
+    files = {name: model.read_bytes() for name in [*parts, "other.gguf"]}
+    hub.add("model", "someone/models", files)
+    found = gguf_file.find(f"someone/models:{parts[0]}", tmp_path)
+    assert [part.name for part in gguf_file.parts(found)] == [part[5:] for part in parts]
+    assert not list(tmp_path.rglob("other.gguf"))
+    hub.requests.clear()
+    assert gguf_file.find(f"someone/models:{parts[0]}", tmp_path) == found
+    assert hub.requests == []
+    # Another file of the same repository, which is there in part.
+    assert gguf_file.find("someone/models:other.gguf", tmp_path).name == "other.gguf"
+    with pytest.raises(UserError, match="no such file"):
+        gguf_file.find("someone/models:missing.gguf", tmp_path)
+
+
+def test_path_in_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(model, tmp_path / "m.gguf")
+    assert gguf_file.find("~/m.gguf", tmp_path) == tmp_path / "m.gguf"
+    with pytest.raises(UsageError, match="owner/repo:file.gguf"):
+        gguf_file.find("~/n.gguf", tmp_path)
+
+
+def test_parts_count_together_and_none_may_be_missing(model, tmp_path):
+    first, second = (tmp_path / f"x-0000{number}-of-00002.gguf" for number in (1, 2))
+    shutil.copy(model, first)
+    with pytest.raises(UserError, match="x-00002-of-00002.gguf.*missing"):
+        gguf_file.require_gguf(first)
+    shutil.copy(model, second)
+    gguf_file.require_gguf(first)
+    assert gguf_file.size(first) == 2 * model.stat().st_size
+    assert gguf_file.model_tag(first) == "x"
+    with pytest.raises(UserError, match="part 2 of 2: give the first one"):
+        gguf_file.require_gguf(second)
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>", "web page"),
+        (b"PK\x03\x04", "it starts with b'PK"),
+    ],
+)
+def test_what_is_no_gguf_is_named(start, reason, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(start)
+    with pytest.raises(UserError, match=reason):
+        gguf_file.require_gguf(path)
+
+
+def test_vocabulary_alone_is_one_line(tmp_path):
+    path = tmp_path / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    harness.twins.gguf.add_metadata(writer, TINY, "How?")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="cannot load it: .*token_embd.weight. not found"):
+        load(path)
+
+
+def test_embedding_model_is_refused(tmp_path, monkeypatch):
+    real = harness.twins.gguf.add_metadata
+
+    def pooled(writer, *arguments):
+        real(writer, *arguments)
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+
+    monkeypatch.setattr(harness.twins.gguf, "add_metadata", pooled)
+    path = harness.twins.gguf.ensure_twin(TINY, "How?", tmp_path)
+    with pytest.raises(UserError, match="embedding model"):
+        load(path)
+
+
+def test_model_without_a_beginning_of_sequence(model, monkeypatch):
+    from harness.frameworks import llama_bench, llama_text
+
+    llm = load(model)
+    monkeypatch.setattr("llama_cpp.llama_vocab_bos", lambda _: -1)
+    monkeypatch.setattr("llama_cpp.llama_vocab_get_add_bos", lambda _: False)
+    assert llama_text.special_token(llm, "bos") == ""
+    options = Namespace(n_gpu_layers=-1, n_threads=1, flash_attn="auto")
+    with llama.open_context(llm, options, 512) as context:
+        assert llama_bench.measure(context, "pp512", {})["prompt_token_len"] == 512
+
+
+def test_questions_of_a_file(tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text("\ufeffWhat is a fjord?\n\n  Why is it deep?  \r\nWhat is a fjord?\n", "utf-8")
+    assert questions_to_ask(file, None) == ["What is a fjord?", "Why is it deep?"]
+    assert questions_to_ask(None, 2) == QUESTIONS[:2]
+    with pytest.raises(UsageError, match="--num_questions=3: there are 2"):
+        questions_to_ask(file, 3)
+    with pytest.raises(UsageError, match="--questions_file"):
+        questions_to_ask(tmp_path, None)
