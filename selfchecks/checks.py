@@ -8,6 +8,7 @@ import time
 
 from harness.clock import Clock, Window, rate_of, steady_rate, steady_windows
 from harness.process import UsageError
+from selfchecks.bandwidth import stream_triad
 from selfchecks.findings import Finding, at_least, at_most, figure, median_at_least
 from selfchecks.pairs import median_interval
 
@@ -372,25 +373,6 @@ def matrix_product(precision: str, size: int):
         synchronize()
 
     return multiply, 2 * size**3
-
-
-def stream_triad(elements: int = 2**27):
-    """a = b + 3 c over arrays far larger than any cache, as STREAM counts it (J. McCalpin, 1995).
-
-    Returns:
-        The triad, which waits until it is done; the bytes that it reads and writes; and by what:
-        all cores that PyTorch uses, or the GPU.
-    """
-    import torch
-
-    from harness.frameworks import pytorch
-
-    device = pytorch.choose_device("auto")
-    a, b, c = torch.ones(3, elements, device=device)
-    synchronize = pytorch.synchronize(device)
-    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-    moved = 3 * a.element_size() * elements
-    return lambda: (torch.add(b, c, alpha=3, out=a), synchronize()), moved, where
 
 
 CHECKS = [
