@@ -1,4 +1,4 @@
-"""How fast the device reads and writes memory: what a language model's speed can be held against."""
+"""How fast the device reads and writes memory: the limit that a language model runs into."""
 
 
 def stream_triad(elements: int = 2**27):
