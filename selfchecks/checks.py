@@ -1,7 +1,6 @@
 """What selfcheck measures: each check is a function of `quick` that returns its findings."""
 
 import argparse
-import importlib.util
 import itertools
 import statistics
 import time
@@ -42,25 +41,13 @@ def overhead_tensorflow(quick: bool) -> list[Finding]:
     return [median_at_least("TensorFlow loop / plain model.fit", ratios, 0.98)]
 
 
-def overhead_keras_tensorflow(quick: bool) -> list[Finding]:
-    return overhead_keras("tensorflow", quick)
-
-
-def overhead_keras_torch(quick: bool) -> list[Finding]:
-    return overhead_keras("torch", quick)
-
-
-def overhead_keras_jax(quick: bool) -> list[Finding]:
-    return overhead_keras("jax", quick)
-
-
-def overhead_keras(backend: str, quick: bool) -> list[Finding]:
-    if importlib.util.find_spec(backend) is None:
-        return []
+def overhead_keras(quick: bool) -> list[Finding]:
     import selfchecks.keras
 
-    ratios = selfchecks.keras.loop_ratios(backend, pairs=pairs_of(quick))
-    return [median_at_least(f"Keras on {backend}, loop / plain model.fit", ratios, 0.98)]
+    return [
+        median_at_least(f"Keras on {backend}, loop / plain model.fit", ratios, 0.98)
+        for backend, ratios in selfchecks.keras.ratios_by_backend(pairs_of(quick))
+    ]
 
 
 def overhead_llama2(quick: bool) -> list[Finding]:
@@ -379,9 +366,7 @@ CHECKS = [
     overhead_pytorch,
     overhead_trainer,
     overhead_tensorflow,
-    overhead_keras_tensorflow,
-    overhead_keras_torch,
-    overhead_keras_jax,
+    overhead_keras,
     overhead_llama2,
     overhead_mlx,
     clock,

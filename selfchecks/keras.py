@@ -7,6 +7,7 @@ backend in a process of its own.
 """
 
 import argparse
+import importlib.util
 
 import numpy as np
 
@@ -48,10 +49,15 @@ def loop_ratios(backend: str, pairs: int = 30, batch_size: int = 8, steps: int =
     return interleaved_ratios(under_the_clock, plain, pairs)
 
 
+def ratios_by_backend(pairs: int = 30):
+    """Yields each backend that is installed, with its ratios."""
+    for backend in filter(importlib.util.find_spec, nlp.BACKENDS):
+        yield backend, value_of(run_in_fresh_process(loop_ratios, backend, pairs))
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    for name in nlp.BACKENDS:
-        ratios = value_of(run_in_fresh_process(loop_ratios, name))
+    for name, ratios in ratios_by_backend():
         print(f"{name}, training loop: {in_words(ratios)} (target 0.98)", flush=True)

@@ -11,7 +11,7 @@ from harness.data import choose_data
 from harness.process import UserError, run_in_fresh_process, value_of
 
 MODULES = {"tensorflow": "tensorflow", "torch": "keras_torch", "jax": "keras_jax"}
-OF_BACKEND = ("device", "compile", "framework")  # columns in which the rows of two differ
+OF_BACKEND = ("device", "threads", "compile", "framework")  # in which the rows of two differ
 
 
 def module_of(backend: str):
@@ -88,7 +88,7 @@ def prepare(options, fetch) -> dict:
         **shared,
         "framework": shared["framework"].partition(",")[0],
         "data": data,
-        "keras_backend": {name: {n: facts[name][n] for n in OF_BACKEND} for name in found},
+        "keras_backend": {name: {n: facts[name].get(n) for n in OF_BACKEND} for name in found},
     }
 
 

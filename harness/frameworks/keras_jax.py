@@ -90,7 +90,10 @@ def fine_products(dtype) -> list[jax.Array]:
 
 
 def facts(device: Device) -> dict:
-    """The machine columns of a row, of the device that is really used."""
+    """The machine columns of a row, of the device that is really used.
+
+    JAX does not tell how many threads it takes.
+    """
     machine = harness.machine.machine_facts()
     name = size = None
     if device.type == "cuda":
