@@ -184,6 +184,20 @@ def test_auto_is_every_unit_that_is_there(monkeypatch):
         protocol.choose_units(["auto"], "cuda:1")
 
 
+def test_each_row_names_the_device_that_it_used(monkeypatch):
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(protocol.harness.machine, "nvidia_card", lambda index: ("TITAN", 24 << 30))
+    options = argparse.Namespace(
+        providers=["auto"], device="auto", data="auto", models=[], precisions=[], data_dir=Path(".")
+    )
+    monkeypatch.setattr(onnx_files, "ensure_files", lambda *_: None)
+    facts = protocol.prepare(options)
+    assert facts["found"] == {"providers": ["cpu", "cuda"]}
+    assert facts["machine"] == "TITAN_24GB"
+    assert facts["provider"] == {"cpu": {"device": "cpu"}, "cuda": {"device": "cuda (TITAN)"}}
+
+
 def test_a_missing_provider_is_one_line():
     with pytest.raises(UsageError, match="--providers=coreml_gpu: .* has no CoreMLExecutionProv"):
         protocol.choose_units(["cpu", "coreml_gpu"], "auto")
@@ -199,14 +213,6 @@ def test_a_provider_that_does_not_start_is_an_error(exported, monkeypatch):
     )  # fmt: skip
     with pytest.raises(UserError, match="CUDAExecutionProvider is installed but does not start"):
         protocol.make_session(path, protocol.UNITS["cuda"], 1)
-
-
-def test_a_card_is_named_as_everywhere(monkeypatch):
-    said = ("NVIDIA H100 80GB HBM3", 81559 * 2**20)
-    monkeypatch.setattr(protocol.harness.machine, "nvidia_card", lambda index: said)
-    row = protocol.machine(["cpu", "cuda"], "auto")
-    assert row["device"] == "cuda (NVIDIA H100 80GB HBM3)"
-    assert row["machine"] == "NVIDIA_H100_80GB_HBM3"
 
 
 # The answer
