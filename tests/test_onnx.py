@@ -123,8 +123,7 @@ def test_what_core_ml_left_to_the_cpu_is_subtracted(tmp_path):
 
 def stand_in_plan(monkeypatch, folder, devices):
     """Core ML's compute plan, with the cost of an operation on each of the devices."""
-    kinds = {name: type(name, (), {}) for name in ("MLCPUComputeDevice", "MLGPUComputeDevice")}
-    kinds["MLNeuralEngineComputeDevice"] = type("MLNeuralEngineComputeDevice", (), {})
+    kinds = {name: type(name, (), {}) for name, _ in devices}
 
     class Plan:
         @staticmethod
@@ -245,8 +244,8 @@ def test_a_wrong_answer_is_an_error_however_fast(exported, tmp_path):
     assert measure(tmp_path, "fp16")["cosine_similarity"] > 0.999
     edited = onnx.load(folder / "tiny-fp16.onnx")
     weights = max(edited.graph.initializer, key=lambda tensor: math.prod(tensor.dims))
-    values = onnx.numpy_helper.to_array(weights)
-    weights.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1, axis=1), weights.name))
+    values = np.roll(onnx.numpy_helper.to_array(weights), 1, axis=1)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
     onnx.save(edited, folder / "tiny-fp16.onnx")
     with pytest.raises(UserError, match="wrong answer: cosine similarity"):
         measure(tmp_path, "fp16")
