@@ -395,7 +395,6 @@ def test_partly_on_cpu_is_in_the_label(tmp_path):
     rows = [{"network": n, "inferences_per_second": 5, "placement": ""} for n in NAMES]
     rows[3]["placement"] = "partly on CPU"
     results = write_rows(tmp_path, rows)
-    table = speeds(results)
-    labelled = table[table["configuration"] == "partly on CPU"]
+    labelled = speeds(results).query("configuration == 'partly on CPU'")
     assert labelled["test"].unique().tolist()[0].startswith(NAMES[3])
     assert scores(results, script.EXPERIMENT)["series"].tolist() == ["M, cpu, fp32, partly on CPU"]
