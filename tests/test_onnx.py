@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tiny_network import TINY_FLOP
 
 import onnx_test_inference as script
 from harness.disturbance import Watch
@@ -44,10 +43,10 @@ def profile_of(exported, unit, folder, batch_size=1, precision="fp32"):
 
 
 @pytest.mark.parametrize("precision", onnx_files.PRECISIONS)
-def test_operations_are_counted_from_the_profile(exported, tmp_path, precision):
+def test_operations_are_counted_from_the_profile(exported, tiny, tmp_path, precision):
     for batch_size in (1, 2):
         nodes = profile_of(exported, CPU, tmp_path, batch_size, precision)
-        assert onnx_placement.total(nodes) == batch_size * TINY_FLOP
+        assert onnx_placement.total(nodes) == batch_size * tiny
 
 
 @pytest.mark.parametrize(
