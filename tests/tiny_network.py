@@ -26,11 +26,11 @@ TINY_FLOP = 2 * (8 * 49 * 27 + 8 * 25 * 36 + 10 * 200)
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Among the networks while a module's tests run."""
+    """Among the networks while a module's tests run; its floating-point operations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "tiny", TINY)
         patch.setitem(torch_networks.BUILDERS, "tiny", lambda: torch_networks.Part(Tiny()))
-        yield
+        yield TINY_FLOP
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,11 @@ def prepare(options) -> dict:
         raise UsageError("--data=real: these networks have random weights; use --data=synthetic")
     units = choose_units(options.providers, options.device)
     onnx_files.ensure_files(options.models, options.precisions, options.data_dir)
+    shared = machine(units, options.device)
+    used = {name: UNITS[name].device for name in units} | {"cuda": shared["device"]}
     return {
-        **machine(units, options.device),
+        **shared,
+        "provider": {name: {"device": used[name]} for name in units},
         "framework": f"onnxruntime {onnxruntime.__version__}",
         "data": "synthetic",
         "found": {"providers": units},
