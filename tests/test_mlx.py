@@ -221,6 +221,18 @@ def test_batches_are_full_and_shuffled_and_hold_no_sample_twice():
         assert len(set(seen)) == 64 and seen != sorted(seen)
 
 
+def test_adam_is_pytorchs():
+    theirs = torch.ones(4, requires_grad=True)
+    their_adam, our_adam = torch.optim.Adam([theirs], lr=1e-3), mlx.adam()
+    ours = {"weight": mx.ones(4)}
+    for step in range(5):
+        gradient = np.float32([0.1, -2.0, 30.0, 1e-3]) * (step + 1)
+        theirs.grad = torch.from_numpy(gradient)
+        their_adam.step()
+        ours = our_adam.apply_gradients({"weight": mx.array(gradient)}, ours)
+    assert np.abs(np.array(ours["weight"]) - theirs.detach().numpy()).max() < 1e-6
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_loss_falls_on_learnable_data(options, compiled):
     options.compile = compiled
