@@ -4,21 +4,21 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import psutil
+from harness.disturbance import Times, other_load_percent
 
 
 @contextlib.contextmanager
 def stopwatch(meter=None) -> Iterator[dict]:
     """Times the block; what it saw is in the yielded dictionary once the block has ended.
 
-    Keys: `total_time` (seconds), `other_load_percent` (what other programs took of all cores; None
-    for less than half a second), and `joules` where a meter tells.
+    Keys: `total_time` (seconds), `other_load_percent` (what other programs took of the cores; None
+    over too short a time), and `joules` where a meter tells.
 
     Args:
         meter: a `harness.energy.EnergyMeter` of the device, or None.
     """
     seen = {}
-    others = seconds_of_others()
+    before = Times.now()
     if meter:
         meter.begin()
     start = time.perf_counter()
@@ -26,16 +26,8 @@ def stopwatch(meter=None) -> Iterator[dict]:
     seconds = time.perf_counter() - start
     if meter:
         seen["joules"] = meter.end()
-    taken = max(0.0, seconds_of_others() - others) / (seconds * psutil.cpu_count())
-    seen["other_load_percent"] = 100 * taken if seconds >= 0.5 else None
+    seen["other_load_percent"] = other_load_percent(Times.now().since(before))
     seen["total_time"] = seconds
-
-
-def seconds_of_others() -> float:
-    """Processor time that other programs, and other guests of the host, have taken so far."""
-    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
-    busy = ("user", "nice", "system", "irq", "softirq", "steal")
-    return sum(getattr(machine, name, 0.0) for name in busy) - own.user - own.system
 
 
 def watched_columns(seen: dict, tokens: int) -> dict:
