@@ -191,7 +191,8 @@ def test_script_as_a_user_runs_it(tmp_path, twin):
     done = subprocess.run(
         [sys.executable, script.__file__, f"--model={twin}", "--num_questions=2", "--max_tokens=5",
          "--device=cpu", "--num_times_per_question=2", "--bench_repetitions=1",
-         "--machine_name=here", f"--results_dir={tmp_path}"], capture_output=True, text=True, cwd=tmp_path,
+         "--machine_name=here", f"--results_dir={tmp_path}"],
+        capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results_mlx_generation" / "here_Tiny-4bit_results.csv").open() as file:
