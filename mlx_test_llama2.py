@@ -57,6 +57,7 @@ from harness.generation import (
     summarize,
 )
 from harness.launch import require_script
+from harness.process import run_in_fresh_process, value_of
 from harness.questions import QUESTIONS
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
@@ -119,6 +120,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 # Model
+
+
+def require_gpu(device: str) -> None:
+    """Raises UsageError where `auto` finds the processor only.
+
+    There MLX multiplies some 30 million quantized weights a second (seen with 0.32, on two cores).
+    """
+    from harness.frameworks import mlx
+
+    if device == "auto" and mlx.choose_device(device).type == "cpu":
+        raise utils.UsageError(
+            "--device=auto: MLX sees no GPU here, and on the processor a token of a 7B model takes "
+            "minutes; measure with llama2_test.py, or give --device=cpu for a small model"
+        )
 
 
 def find_model(options) -> tuple[str, Path]:
@@ -212,6 +227,7 @@ def main() -> None:
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         require_script(measure_all)
         require_writable(options.results_dir)
+        value_of(run_in_fresh_process(require_gpu, options.device))
         options.model_name, options.model_path = find_model(options)
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = harness.machine.other_load()

@@ -176,11 +176,23 @@ def test_the_default_model_comes_from_the_hub(hub, tmp_path, twin, monkeypatch):
     mlx_lm.load(path)
 
 
+def test_without_a_gpu_it_says_what_to_do_before_anything_is_written(tmp_path):
+    if mx.is_available(mx.gpu):
+        pytest.skip("this machine has a GPU that MLX uses")
+    command = [sys.executable, script.__file__, "--data=synthetic", f"--data_dir={tmp_path / 'd'}",
+               f"--results_dir={tmp_path / 'results'}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "MLX sees no GPU here" in line and "--device=cpu" in line
+    assert not (tmp_path / "d").exists()
+
+
 def test_script_as_a_user_runs_it(tmp_path, twin):
     done = subprocess.run(
         [sys.executable, script.__file__, f"--model={twin}", "--num_questions=2", "--max_tokens=5",
-         "--num_times_per_question=2", "--bench_repetitions=1", "--machine_name=here",
-         f"--results_dir={tmp_path}"], capture_output=True, text=True, cwd=tmp_path,
+         "--device=cpu", "--num_times_per_question=2", "--bench_repetitions=1",
+         "--machine_name=here", f"--results_dir={tmp_path}"],
+        capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with (tmp_path / "results_mlx_generation" / "here_Tiny-4bit_results.csv").open() as file:
