@@ -11,6 +11,7 @@ import itertools
 import time
 from pathlib import Path
 
+from harness.arguments import path_name
 from harness.disturbance import Watch
 from harness.frameworks import onnx
 from harness.twins import onnx_files
@@ -55,5 +56,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--data_dir", type=path_name, default=Path("data"))
     print(f"timing of inferences: {in_words(timing_ratios(parser.parse_args().data_dir))}")

@@ -1,6 +1,7 @@
 """What README and CONTRIBUTING tell people to type exists, parses, and is run somewhere."""
 
 import argparse
+import itertools
 import re
 import runpy
 import shlex
@@ -16,7 +17,7 @@ import run_all
 import utils
 from harness import sweep
 from harness.results import read_rows
-from reporting.experiments import script_names
+from reporting.experiments import find_experiments, script_names, script_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -70,19 +71,23 @@ def parse(script: str, arguments: list[str]) -> tuple[argparse.ArgumentParser, d
 
 
 def flags(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--[a-z]\w+", text))
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", text))
 
 
 def flags_of(script: str) -> set[str]:
     required = ["a", "b"] if script == "compare_results.py" else []
     parser, _ = parse(script, required)
-    return flags(parser.format_usage())
+    return {name for name in parser._option_string_actions if name.startswith("--")} - {"--help"}
 
 
 def make_dry_run(*words: str) -> str:
     """What `make` would run; an unknown target is an error."""
     command = ["make", "--dry-run", "--no-print-directory", "-C", ROOT, *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+# Of docker, and other spellings that are taken as meant.
+OTHERS = {"--shm-size", "--ipc", "--batch-sizes", "--use_fp16"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -96,7 +101,7 @@ def test_readme_names_no_flag_that_does_not_exist():
     prose = re.sub(r"`(xcode-select|pip|uv) [^`]*`", "", README)
     for line in others:
         prose = prose.replace(line, "")
-    assert flags(prose) <= known
+    assert flags(prose) <= known | OTHERS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -127,21 +132,24 @@ def test_everything_the_readme_runs_is_run_by_a_test_or_the_quickstart():
         assert Path(script).stem in TESTS, script
 
 
-TRAININGS = [call for call in CALLS if call[0] in EXPERIMENTS and call[0] != "llama2_test.py"]
+DESCRIBED = {script_of(experiment): experiment for experiment in find_experiments()}
+SWEEPS = [call for call in CALLS if call[0] in DESCRIBED and not DESCRIBED[call[0]].generations]
 
 
-@pytest.mark.parametrize("script, arguments", TRAININGS)
-def test_a_training_command_measures_what_it_says(script, arguments, tmp_path, monkeypatch):
-    """The whole command runs, but for preparing and training."""
-    trained = []
+@pytest.mark.parametrize("script, arguments", SWEEPS)
+def test_a_command_measures_what_it_says(script, arguments, tmp_path, monkeypatch):
+    """The whole command runs, but for preparing and measuring."""
+    experiment, measured = DESCRIBED[script], []
     row = training_row("M", 32, 1.0, 32, power="mains")
     facts = {name: row[name] for name in ("machine", "data", "device", "framework", "power")}
+    numbers = dict.fromkeys((speed.column for speed in experiment.speeds), 1.0)
 
-    def stand_in(function, *given):
+    def stand_in(function, *given, **_):
         if function.__name__ == "prepare":
-            return {"status": "ok", "value": facts}
-        trained.append((given[0], given[1].epochs, given[1].max_seconds))
-        return {"status": "ok", "value": row | {"batch_size": given[0]}}
+            return {"status": "ok", "value": dict(facts)}
+        *point, options = given
+        measured.append((*point, getattr(options, "epochs", None), options.max_seconds))
+        return {"status": "ok", "value": numbers | (row if experiment.epochs else {})}
 
     monkeypatch.setattr(sweep, "run_in_fresh_process", stand_in)
     monkeypatch.setattr(utils, "other_load", lambda: (0.0, ""))
@@ -152,12 +160,12 @@ def test_a_training_command_measures_what_it_says(script, arguments, tmp_path, m
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert not ended.value.code
     _, options = parse(script, arguments)
-    per_size = (options["epochs"], options["max_seconds"])
-    wanted = [(size, *per_size) for size in options["batch_sizes"]] * options["repeats"]
-    assert sorted(trained) == sorted(wanted)
-    (path,) = tmp_path.glob(f"results/results_{script.partition('_')[0]}_*/M_*_results.csv")
-    _, rows = read_rows(path)
-    assert [int(row["batch_size"]) for row in rows] == [size for size, *_ in trained]
+    lists = [options[varied.flag] for varied in experiment.varied]
+    each = (options.get("epochs"), options["max_seconds"])
+    wanted = [(*point, *each) for point in itertools.product(*lists)] * options["repeats"]
+    assert sorted(measured, key=str) == sorted(wanted, key=str)
+    (path,) = tmp_path.glob(f"results/{experiment.results_folder}/M_*_results.csv")
+    assert len(read_rows(path)[1]) == len(wanted)
 
 
 @pytest.mark.parametrize("arguments", [words for name, words in CALLS if "compare" in name])
@@ -167,7 +175,8 @@ def test_a_comparison_command_finds_its_machines(arguments, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compare_results.py", *arguments])
     runpy.run_path(str(ROOT / "compare_results.py"), run_name="__main__")
-    assert "NVIDIA_TITAN_RTX_24GB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [word for word in arguments if word in MACHINES and word not in said] == []
 
 
 def test_the_quickstart_has_a_quick_look_at_every_experiment():

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import utils
-from harness.frameworks import tensorflow
+from harness.frameworks import fit, tensorflow
 
 ROOT = Path(__file__).parent.parent
 CPU, CUDA, METAL = (tensorflow.Device(kind) for kind in ("cpu", "cuda", "mps"))
@@ -90,7 +90,7 @@ def test_bf16_by_emulation_is_refused(monkeypatch, capability, refused):
 def test_peak_memory_is_counted_anew_after_the_first_step(options, monkeypatch):
     forgotten = []
     monkeypatch.setattr(tensorflow, "forget_trials", forgotten.append)
-    timed = tensorflow.TimedFit(keras.Sequential(), Clock(), CPU)
+    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: tensorflow.forget_trials(CPU))
     for batch in range(3):
         timed.on_train_batch_end(batch)
     assert forgotten == [CPU]
@@ -128,14 +128,14 @@ def test_the_probes_steps_are_the_runs(options, monkeypatch):
     """A batch from a host iterator, and a loss that comes back through one."""
     steps = {"run": [], "probe": []}
     part = "run"
-    probe = tensorflow.probe_device
+    probe = fit.probe_device
 
     def probe_and_count(*arguments):
         nonlocal part
         part = "probe"
         return probe(*arguments)
 
-    monkeypatch.setattr(tensorflow, "probe_device", probe_and_count)
+    monkeypatch.setattr(fit, "probe_device", probe_and_count)
     device = tensorflow.start(options)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")

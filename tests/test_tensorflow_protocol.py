@@ -83,8 +83,10 @@ print(json.dumps([list(row), list(pytorch.facts(device))]))
     row = measure_tiny(options)
     assert set(row) == set(measured)
     assert set(tensorflow.facts(tensorflow.Device("cpu"))) == set(facts)
-    assert all(value is not None for name, value in row.items() if "ci95" not in name
-               and name != "sustained_ratio")  # fmt: skip
+    # Nothing was unusual, no card computed, and the run was short.
+    may_be_empty = {"sustained_ratio", "disturbance", "thermal_state", "gpu_power_limit_watts"}
+    empty = {name for name, value in row.items() if value is None and "ci95" not in name}
+    assert empty <= may_be_empty
 
 
 def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
