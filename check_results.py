@@ -23,7 +23,7 @@ from harness.arguments import CommandLine, path_name
 from harness.experiment import Experiment
 from harness.private import named_homes
 from harness.process import UsageError
-from harness.results import COLUMNS, UnreadableResults, read_rows
+from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors
 from harness.terminal import is_nonsense
 from reporting.experiments import find_experiments, of_file, results_files, why_unknown
@@ -134,8 +134,7 @@ def check_results_file(path: Path) -> list[str]:
 
 
 def check_header(experiment: Experiment, header: list[str]) -> list[str]:
-    known = {*COLUMNS, *experiment.columns, *experiment.extra_columns, *experiment.model_flags}
-    known |= {varied.column for varied in experiment.varied}
+    known = experiment.known_columns
     # An experiment whose script is gone may have had columns of its own.
     unknown = [name for name in header if name not in known and experiment.description]
     problems = [f"unknown column {name!r}" for name in unknown]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.arguments import (
     CommandLine,
+    device_count,
     device_name,
     fraction,
     machine_name,
@@ -22,6 +23,7 @@ from harness.arguments import (
 )
 from harness.awake import stay_awake
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
+from harness.frameworks.ranks import on_ranks, require_address
 from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import UsageError, UserError
@@ -77,6 +79,8 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
         add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
         add("--compile", action=argparse.BooleanOptionalAction, default=experiment.compile,
             help="compile the model")  # fmt: skip
+    if experiment.backend == "pytorch":
+        add_rank_flags(parser)
     add_model_flags(parser, experiment)
     for name, meaning in experiment.switches.items():
         add(f"--{name}", action="store_true", help=meaning)
@@ -86,6 +90,16 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between measurements")
     add("--resume", action="store_true", help="skip what has a good row already")
     return parser.parse_args()
+
+
+def add_rank_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--num_devices", type=device_count, default=1,
+        help="devices that train together, or all; batch sizes are those of each")  # fmt: skip
+    add("--num_machines", type=whole_number, default=1, help="start the same command on each")
+    add("--machine_rank", type=int, default=0, help="this one's number, from 0; 0 writes the rows")
+    add("--main_address", help="machine 0 as the others reach it, host:port")
+    add("--join_seconds", type=seconds, default=60.0, help="wait so long for machines to join")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, experiment: Experiment) -> None:
@@ -115,6 +129,9 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         stay_awake()
         ignore_overrides()
         require_script(measure)
+        if hasattr(options, "num_devices"):
+            require_address(options)
+            measure = on_ranks(measure, options)
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)
@@ -127,6 +144,8 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         if getattr(options, "find_max_batch_size", False):
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
         for row in measured_rows(experiment, options, facts, measure, saved):
+            if getattr(options, "machine_rank", 0):
+                continue  # machine 0 has the numbers, and writes them
             rows.append(row)
             files.append(save(path, row, experiment.columns))
             report(experiment, row)

@@ -203,6 +203,13 @@ def device_name(text: str) -> str:
     return text
 
 
+def device_count(text: str) -> int | str:
+    try:
+        return text if text == "all" else whole_number(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"{text!r} is not all, or a whole number from 1 on") from None
+
+
 def machine_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
         raise ArgumentTypeError(f"{text!r} has more than letters, digits, '_', '-', '.'")

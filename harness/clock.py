@@ -39,6 +39,18 @@ class Window(NamedTuple):
         return self.samples / self.seconds
 
 
+class Team(NamedTuple):
+    """Ranks that train together, one device each; rank 0 is the one whose clock counts.
+
+    Devices wait for one another in every step, so that all windows must end at the same steps:
+    rank 0 says after how many, and when the time is up.
+    """
+
+    size: int = 1
+    rank: int = 0
+    agree: Callable[[float], float] = float  # what rank 0 gave for it
+
+
 class Clock:
     """Times one training run: `start`, then `step` after every optimizer update, then `stop`.
 
@@ -56,6 +68,8 @@ class Clock:
         warmup_steps: steps after the first one that the steady rate leaves out.
         now: the host's clock, in seconds.
         watch: a `harness.disturbance.Watch` of the machine, or None.
+        team: the ranks that train together; samples of all are counted, and `batch_size`, `samples`
+            and `work` are those of one.
 
     Windows in which the run stood still (Ctrl-Z, sleep) are left out of every rate.
     """
@@ -71,8 +85,10 @@ class Clock:
         warmup_steps: int = WARMUP_STEPS,
         now: Callable[[], float] = time.perf_counter,
         watch=None,
+        team: Team = Team(),  # noqa: B008 - it is immutable
     ):
-        self.batch_size = batch_size
+        self.team = team
+        self.batch_size = batch_size * team.size
         self.samples_per_epoch = samples_per_epoch
         self.epochs = epochs
         self.synchronize = synchronize
@@ -104,7 +120,7 @@ class Clock:
             bar_format=timed,
             position=1,
             leave=False,
-            disable=None,
+            disable=None if self.team.rank == 0 else True,
         )
         self._say("first step")
         self.synchronize()
@@ -118,7 +134,8 @@ class Clock:
         Args:
             work: padded tokens, where samples differ in size; default: `samples`.
         """
-        work = samples if work is None else work
+        work = (samples if work is None else work) * self.team.size
+        samples *= self.team.size
         self.steps += 1
         self.samples += samples
         self.work += work
@@ -135,13 +152,21 @@ class Clock:
                 self._begin_steady()
             else:
                 self._say(f"warming up, step {self.steps}")
-        elif self.now() - self._window_start >= WINDOW_SECONDS:
+        elif self._window_is_long_enough():
             return self._end_window()
         return False
 
+    def _window_is_long_enough(self) -> bool:
+        if self.team.size > 1:
+            return self._window_steps >= self._steps_of_window
+        return self.now() - self._window_start >= WINDOW_SECONDS
+
     def _begin_steady(self) -> None:
         """End the warm-up; what begins here is what rates are made of."""
-        rate = self._close_window().rate
+        window = self._close_window()
+        rate = window.rate
+        steps = WINDOW_SECONDS / window.seconds * window.steps
+        self._steps_of_window = self.team.agree(max(1, round(steps)))
         self._warmup_samples = self.samples
         if self.watch:
             self.watch.begin()
@@ -165,7 +190,7 @@ class Clock:
         percent = 100 * done / self.bar.total
         self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
         tell(f"{self.label}: {percent:.0f} % done, {window.rate:,.1f} samples/s")
-        return self.max_seconds is not None and elapsed >= self.max_seconds
+        return bool(self.team.agree(self.max_seconds is not None and elapsed >= self.max_seconds))
 
     def _say(self, text: str, seconds_left: float | None = None) -> None:
         """Show what the run is at, before there are windows: a first step may take minutes."""
@@ -320,14 +345,19 @@ def sustained_ratio(windows: list[Window]) -> float | None:
 
 
 def probe_device(
-    train_step: Callable[[], int], batch_size: int, synchronize: Callable[[], None]
+    train_step: Callable[[], int],
+    batch_size: int,
+    synchronize: Callable[[], None],
+    team: Team = Team(),  # noqa: B008 - it is immutable
 ) -> float:
     """Work per second of `train_step` on batches that lie ready in the host's memory.
 
     Args:
         train_step: one optimizer update; returns its work, as `Clock.step` takes it.
+        batch_size: of one rank.
+        team: the ranks that train together.
     """
-    clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS)
+    clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS, team=team)
     clock.start(f"batch size {batch_size}, without loading")
     time_is_up = False
     while not time_is_up or len(clock.windows) < 2:

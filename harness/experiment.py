@@ -6,7 +6,7 @@ A script's `EXPERIMENT` is the only place that knows these things; sweep and rea
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.results import COLUMNS
+from harness.results import COLUMNS, RANK_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,13 @@ class Experiment:
     folder: str = ""  # of its results; default: results_<backend>_<task>
     # Its rows are answers of a language model, of which a number is the mean of many.
     generations: bool = False
+
+    @property
+    def known_columns(self) -> set[str]:
+        """Every column that a row of this experiment may have."""
+        varied = [varied.column for varied in self.varied]
+        own = [*self.columns, *self.extra_columns, *self.model_flags, *varied]
+        return {*COLUMNS, *RANK_COLUMNS, *own}
 
     @property
     def results_folder(self) -> str:

@@ -74,6 +74,8 @@ COLUMNS = [
     "channels_last",
     *MACHINE_COLUMNS,
 ]
+# Of rows that several devices trained together.
+RANK_COLUMNS = ["communication_percent", "gradient_gb", "scaling_efficiency_percent"]
 
 # Rows that agree in these columns measure the same thing.
 CONFIGURATION = [
@@ -83,6 +85,7 @@ CONFIGURATION = [
     "precision",
     "compile",
     "channels_last",
+    "num_devices",
     "device",
     "framework",
     "project_version",

@@ -110,9 +110,27 @@ def measured_rows(
         first, measured_before = not measured_before, True
         progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
         row = measure_point(point, options, facts, measure, progress)
+        row |= scaling(row, saved, configuration(experiment))
         if memory_ran_out(row) and not size.choices:
             too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
         yield row
+
+
+def scaling(row: dict, saved: list[dict], columns: list[str]) -> dict:
+    """How near a row of several devices comes to so many times this machine's row of one, in %."""
+    devices = row.get("num_devices") or 1
+    if devices == 1 or row["status"] != "ok" or not row.get("samples_per_second"):
+        return {}
+    wanted = {name: to_cell(row.get(name)) for name in columns} | {"num_devices": "1"}
+    alike = [
+        float(old["samples_per_second"])
+        for old in saved
+        if old.get("samples_per_second") and good_rows([old], wanted, whole=False)
+    ]
+    if not alike:
+        return {}
+    percent = 100 * row["samples_per_second"] / (devices * alike[-1])
+    return {"scaling_efficiency_percent": percent}
 
 
 def facts_of(point: dict, facts: dict) -> dict:

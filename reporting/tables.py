@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.experiment import Experiment
-from harness.results import COLUMNS, FLAGS, UnreadableResults, is_time, read_rows
+from harness.results import COLUMNS, FLAGS, RANK_COLUMNS, UnreadableResults, is_time, read_rows
 from harness.terminal import is_nonsense
 from reporting.experiments import (
     find_experiments,
@@ -141,7 +141,13 @@ def column_types(experiment: Experiment) -> tuple[set[str], set[str]]:
     texts = TEXTS | set(experiment.text_columns)
     texts |= {varied.column for varied in experiment.varied if varied.choices}
     texts |= {n for n, d in experiment.model_flags.items() if isinstance(d, tuple)}
-    columns = {*COLUMNS, *experiment.columns, *experiment.extra_columns, *experiment.model_flags}
+    columns = {
+        *COLUMNS,
+        *RANK_COLUMNS,
+        *experiment.columns,
+        *experiment.extra_columns,
+        *experiment.model_flags,
+    }
     columns |= {varied.column for varied in experiment.varied}
     return columns - flags - texts, flags
 

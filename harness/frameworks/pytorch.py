@@ -15,6 +15,7 @@ from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.disturbance import Watch
 from harness.energy import energy_meter
+from harness.frameworks import ranks
 from harness.process import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +28,7 @@ def start(options) -> torch.device:
     Raises:
         UsageError: the device is missing, or cannot compute in the precision.
     """
+    ranks.join(options)
     device = choose_device(options.device)
     # PyTorch itself would take all of the affinity's cores, whatever a container's share is.
     torch.set_num_threads(min(torch.get_num_threads(), harness.cores.usable_cores()))
@@ -150,7 +152,8 @@ def prepare(options, fetch) -> dict:
     if options.compile:
         require_compiler(device)
     data = choose_data(options.data, lambda: fetch(options))
-    return facts(device) | {"data": data}
+    shared = facts(device) | {"data": data, "num_devices": ranks.total(options)}
+    return shared | {"machine": ranks.tag(shared["machine"], options)}
 
 
 def facts(device: torch.device) -> dict:
@@ -170,10 +173,10 @@ def facts(device: torch.device) -> dict:
 
 
 def synchronize(device: torch.device):
-    """A function that waits until `device` has done all its work."""
+    """A function that waits until `device`, of every rank, has done all its work."""
     if device.type == "cpu":
-        return lambda: None
-    return torch.accelerator.synchronize
+        return ranks.together(lambda: None)
+    return ranks.together(torch.accelerator.synchronize)
 
 
 def normalize(images: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
@@ -201,9 +204,10 @@ def measure_training(
         The measured columns of a row.
     """
     samples = len(loader.dataset)
-    if batch_size > samples:
+    if batch_size * ranks.size() > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    forward_loss, train_step = make_steps(model, loss_function, optimizer, device, options)
+    network = ranks.wrap(model, device)
+    forward_loss, train_step = make_steps(network, loss_function, optimizer, device, options)
     clock = Clock(
         batch_size,
         samples,
@@ -213,6 +217,7 @@ def measure_training(
         energy_meter(device.type, device.index or 0),
         warmup_steps,
         watch=Watch(device.type, device.index or 0),
+        team=ranks.team(device),
     )
     (images, labels), loss = train(train_step, loader, options.epochs, clock, device)
 
@@ -228,6 +233,8 @@ def measure_training(
         # Two samples are enough: the work of a step grows with the batch.
         backward=lambda: forward_loss(model, images[:2], labels[:2]).backward(),
         backward_work=len(images[:2]),
+        network=network,
+        batch_size=batch_size,
     )
 
 
@@ -302,7 +309,9 @@ def forget_trials(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def complete_row(clock, train_loss, device, train_step, backward, backward_work) -> dict:
+def complete_row(
+    clock, train_loss, device, train_step, backward, backward_work, network, batch_size
+) -> dict:
     """The measured columns of a row, once the clock has stopped.
 
     Args:
@@ -311,18 +320,24 @@ def complete_row(clock, train_loss, device, train_step, backward, backward_work)
             because it is none of the pipeline's doing that MPS finishes all its work first.
         backward: forward and backward pass of the uncompiled model, of so much work as
             `backward_work` says; their floating-point operations are counted.
+        network: what was trained, as `ranks.wrap` made it.
+        batch_size: of one device.
     """
     row = clock.measurement()
     row["train_loss"] = train_loss
     work_per_sample = clock.work / clock.samples
-    speed = probe_device(train_step, clock.batch_size, synchronize(device))
-    row["compute_samples_per_second"] = speed / work_per_sample
+    probe = (train_step, batch_size, synchronize(device), clock.team)
+    row["compute_samples_per_second"] = probe_device(*probe) / work_per_sample
+    alone = None
+    if ranks.size() > 1:
+        with network.no_sync():
+            alone = probe_device(*probe) / work_per_sample
     row["peak_memory_gb"] = peak_memory_gb(device)
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
         flops_per_sample = count_flops(backward) / backward_work * work_per_sample
         row["tflops_per_second"] = flops_per_sample * rate / 1e12
-    return row
+    return ranks.columns(row, network, alone)
 
 
 def count_flops(step) -> int:

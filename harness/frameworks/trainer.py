@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from harness.clock import Clock
 from harness.disturbance import Watch
 from harness.energy import energy_meter
+from harness.frameworks import ranks
 from harness.frameworks.pytorch import (
     complete_row,
     forget_trials,
@@ -31,6 +32,8 @@ def hide_other_gpus(options) -> None:
 
     `options.device` is renamed to match, because that one is then number 0.
     """
+    if ranks.size() > 1:
+        return  # each rank has its own
     kind, _, index = options.device.partition(":")
     if kind not in ("auto", "cuda"):
         return
@@ -93,7 +96,8 @@ class ClockCallback(TrainerCallback):
         self.clock.start()
 
     def on_step_end(self, args, state, control, **_):
-        if self.clock.step(self.clock.batch_size, self.trainer.tokens_of_step):
+        batch_size = args.per_device_train_batch_size
+        if self.clock.step(batch_size, self.trainer.tokens_of_step):
             control.should_training_stop = True
         if self.clock.steps == 1:
             forget_trials(args.device)
@@ -114,7 +118,7 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
     The model is left as the training left it: the probe's learning rate is 0.
     """
     batch_size, samples = trainer.args.per_device_train_batch_size, len(trainer.train_dataset)
-    if batch_size > samples:
+    if batch_size * ranks.size() > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
     if options.compile:
         # Padded lengths vary: kernels for one length would be compiled again for the next.
@@ -127,6 +131,7 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
         options.max_seconds,
         energy_meter(device.type, device.index or 0),
         watch=Watch(device.type, device.index or 0),
+        team=ranks.team(device),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback(clock, trainer))
@@ -140,6 +145,8 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
         train_step=make_train_step(trainer, batches),
         backward=lambda: backward_of_first_samples(trainer.model, batches),
         backward_work=sum(batch["input_ids"].shape[1] for batch in batches),
+        network=trainer.model_wrapped,
+        batch_size=batch_size,
     )
 
 

@@ -1,0 +1,298 @@
+"""Several devices or machines at one training: ranks on the engine of torchrun, one device each.
+
+A batch size's fresh process starts them; each trains on its own share of the samples with
+DistributedDataParallel, and rank 0 measures for all. Imports PyTorch only where ranks run.
+"""
+
+import functools
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import psutil
+
+from harness import PROJECT_VERSION
+from harness.clock import Team
+from harness.machine import usable_cores
+from harness.process import UsageError, UserError, tell
+
+# A rank that is not heard of for so long ends the training; a first step may compile for minutes.
+STALLED, STALLED_COMPILING = timedelta(seconds=50), timedelta(seconds=900)
+SIGN_OF_LIFE = 60.0  # seconds between two, while ranks work: they talk to one another
+
+
+def several(options) -> bool:
+    """Whether the command line asks for more than one device."""
+    return options.num_devices != 1 or options.num_machines > 1
+
+
+def on_ranks(measure: Callable, options) -> Callable:
+    """`measure` itself for one device; else a function that runs it on every rank."""
+    return functools.partial(measure_on_ranks, measure) if several(options) else measure
+
+
+def require_address(options) -> None:
+    """Raises UsageError where several machines could not find one another."""
+    if options.num_machines == 1:
+        return
+    if not re.fullmatch(r"\S+:\d+", options.main_address or ""):
+        raise UsageError("--num_machines: --main_address=host:port must name machine 0")
+    if not 0 <= options.machine_rank < options.num_machines:
+        raise UsageError(
+            f"--machine_rank={options.machine_rank}: from 0 to {options.num_machines - 1}"
+        )
+
+
+def device_count(options) -> int:
+    """Devices of this machine to train on.
+
+    Raises:
+        UsageError: there are not that many, or the kind has only one.
+    """
+    import torch
+
+    kind = options.device
+    if kind == "auto":
+        kind = "mps" if torch.backends.mps.is_available() else "cpu"
+        kind = "cuda" if torch.cuda.is_available() else kind
+    there = {"cuda": torch.cuda.device_count(), "cpu": usable_cores()}.get(kind, 1)
+    if ":" in kind:
+        raise UsageError(f"--num_devices: --device={kind} names one device; take cuda or cpu")
+    wanted = there if options.num_devices == "all" else options.num_devices
+    if wanted > there:
+        raise UsageError(f"--num_devices={wanted}: there are {there} of {kind} on this machine")
+    return wanted
+
+
+def total(options) -> int:
+    """Devices that train together, of all machines."""
+    return device_count(options) * options.num_machines if several(options) else 1
+
+
+def tag(machine: str, options) -> str:
+    """`4x_<machine>` where so many machines train together."""
+    return f"{options.num_machines}x_{machine}" if options.num_machines > 1 else machine
+
+
+# In the fresh process: start the ranks, and say how they ended
+
+
+def measure_on_ranks(measure: Callable, *arguments) -> dict:
+    """Run `measure` on every rank; returns the columns of rank 0, empty on other machines.
+
+    Raises:
+        RuntimeError: a rank failed; the first one that did, and its reason, are named.
+        UserError: a machine did not join.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    *point, options = arguments
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    devices = device_count(options)
+    config = LaunchConfig(
+        min_nodes=options.num_machines,
+        max_nodes=options.num_machines,
+        nproc_per_node=devices,
+        run_id="_".join(map(str, point)),
+        rdzv_backend="c10d",
+        rdzv_endpoint=options.main_address or "localhost:0",
+        rdzv_configs={
+            "timeout": options.join_seconds,
+            "join_timeout": options.join_seconds,
+            "last_call_timeout": 1,
+            "is_host": options.machine_rank == 0,
+        },
+        max_restarts=0,
+        local_addr=own_address(options.main_address),
+        shutdown_timeout=5,
+    )
+    if options.num_machines > 1:
+        # Both choose by the host's name otherwise, which may be that of no network.
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface(
+            config.local_addr
+        )
+    threading.Thread(target=show_life, daemon=True).start()
+    try:
+        rows = elastic_launch(config, run_rank)(measure, *arguments)
+    except ChildFailedError as error:
+        raise RuntimeError(reason(*error.get_first_failure())) from None
+    except (RendezvousError, TimeoutError) as error:
+        raise UserError(
+            f"--num_machines={options.num_machines}: not all machines joined at "
+            f"{options.main_address} within {options.join_seconds:.0f} s ({error})"
+        ) from None
+    return rows.get(0) or {}
+
+
+def own_address(main_address: str | None) -> str:
+    """This machine's address as machine 0 sees it."""
+    if main_address is None:
+        return "localhost"
+    host, _, port = main_address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
+        try:
+            probe.connect((host, int(port)))
+        except OSError as error:
+            raise UserError(f"--main_address={main_address}: {error.strerror}") from None
+        return probe.getsockname()[0]
+
+
+def interface(address: str) -> str:
+    """The network interface that has an address."""
+    cards = psutil.net_if_addrs().items()
+    return next(name for name, found in cards if address in [one.address for one in found])
+
+
+def show_life() -> None:
+    while True:
+        tell("ranks at work")
+        time.sleep(SIGN_OF_LIFE)
+
+
+def reason(rank: int, failure) -> str:
+    """Which rank failed first, and why, in one line."""
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        memory = " (often: out of memory)" if name == "SIGKILL" else ""
+        return f"rank {rank}: ended by {name}{memory}"
+    return f"rank {rank}: {' '.join(failure.message.split())}"
+
+
+def run_rank(measure: Callable, *arguments) -> dict | None:
+    """What every rank runs; only rank 0 has something to say."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    if int(os.environ["RANK"]):
+        # One bar is enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    row = record(measure)(*arguments)
+    leave()
+    return row if os.environ["RANK"] == "0" else None
+
+
+# In a rank
+
+
+def size() -> int:
+    """How many ranks train together; 1 where this process was not started as one of several."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def join(options) -> None:
+    """Meet the other ranks, on this rank's own device; nothing with one device.
+
+    Raises:
+        UsageError: the ranks run different versions.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if size() == 1 or dist.is_initialized():
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    on_cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
+    if on_cuda:
+        options.device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    else:
+        options.device = "cpu"
+        torch.set_num_threads(max(1, usable_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    patience = STALLED_COMPILING if options.compile else STALLED
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=patience)
+    mine = f"torch {torch.__version__}, project {PROJECT_VERSION}"
+    versions = [None] * size()
+    dist.all_gather_object(versions, mine)
+    if len(set(versions)) > 1:
+        raise UsageError(f"the machines differ: {' / '.join(dict.fromkeys(versions))}")
+
+
+def leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def team(device) -> Team:
+    """The ranks as a clock sees them: what rank 0 decides holds for all."""
+    import torch
+    import torch.distributed as dist
+
+    if size() == 1:
+        return Team()
+
+    def agree(number: float) -> float:
+        said = torch.tensor([float(number)], dtype=torch.float64, device=device)
+        dist.broadcast(said, 0)
+        return said.item()
+
+    return Team(size(), dist.get_rank(), agree)
+
+
+def together(synchronize: Callable[[], None]) -> Callable[[], None]:
+    """A function that waits until the devices of all ranks have done all their work."""
+    import torch.distributed as dist
+
+    if size() == 1:
+        return synchronize
+
+    def wait():
+        synchronize()
+        dist.barrier()
+
+    return wait
+
+
+def sampler(dataset):
+    """Shuffled indices of a data set, of this rank's share where there are several."""
+    from torch.utils.data import DistributedSampler, RandomSampler
+
+    return RandomSampler(dataset) if size() == 1 else DistributedSampler(dataset, drop_last=True)
+
+
+def wrap(model, device):
+    """The model itself, or one that averages its gradients over all ranks."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None
+    )
+
+
+def columns(row: dict, model, speed_alone: float | None) -> dict:
+    """A row of all ranks: the largest peak of memory, and what communication took.
+
+    Args:
+        row: the measured columns of this rank.
+        model: whose gradients are averaged.
+        speed_alone: samples per second of the device-only probe without averaging gradients.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if size() == 1:
+        return row | {"num_devices": 1}
+    peaks = [None] * size()
+    dist.all_gather_object(peaks, row["peak_memory_gb"])
+    known = [peak for peak in peaks if peak is not None]
+    gradients = [p for p in model.parameters() if p.requires_grad]
+    sent = sum(p.numel() * torch.finfo(p.dtype).bits // 8 for p in gradients)
+    share = 100 * (1 - row["compute_samples_per_second"] / speed_alone)
+    return row | {
+        "num_devices": size(),
+        "peak_memory_gb": max(known, default=None),
+        "gradient_gb": sent / 1e9,
+        "communication_percent": share,
+    }
