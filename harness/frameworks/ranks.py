@@ -96,14 +96,14 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     *point, options = arguments
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed", "torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say is in the row
     devices = device_count(options)
     config = LaunchConfig(
         min_nodes=options.num_machines,
         max_nodes=options.num_machines,
         nproc_per_node=devices,
-        run_id="_".join(map(str, point)),
+        run_id="_".join(map(str, ["speed", *point])),
         rdzv_backend="c10d",
         rdzv_endpoint=options.main_address or "localhost:0",
         rdzv_configs={
@@ -165,7 +165,9 @@ def reason(rank: int, failure) -> str:
         name = signal.Signals(-failure.exitcode).name
         memory = " (often: out of memory)" if name == "SIGKILL" else ""
         return f"rank {rank}: ended by {name}{memory}"
-    return f"rank {rank}: {' '.join(failure.message.split())}"
+    # What a rank raised comes as a record of which this is the last line of the traceback.
+    said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+    return f"rank {rank}: {' '.join(said.split())}"
 
 
 def run_rank(measure: Callable, *arguments) -> dict | None:
@@ -213,6 +215,7 @@ def join(options) -> None:
     versions = [None] * size()
     dist.all_gather_object(versions, mine)
     if len(set(versions)) > 1:
+        leave()
         raise UsageError(f"the machines differ: {' / '.join(dict.fromkeys(versions))}")
 
 

@@ -1,0 +1,103 @@
+"""What ranks run in the tests: a module that their fresh processes can import."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import harness.clock
+from harness.frameworks import ranks
+
+STEPS, BATCH = 20, 8
+
+
+def options(**changed):
+    given = dict(num_devices=2, num_machines=1, machine_rank=0, main_address=None,
+                 join_seconds=30.0, device="cpu", compile=False, precision="fp32",
+                 channels_last=False, seed=1, epochs=1, max_seconds=0.5)  # fmt: skip
+    return argparse.Namespace(**given | changed)
+
+
+def weights_after_training(options) -> dict:
+    """Plain gradient descent on fixed batches of 16, of which each rank has its part."""
+    import torch
+
+    ranks.join(options)
+    torch.manual_seed(1)
+    batches = torch.randn(STEPS, 2 * BATCH, 4)
+    targets = batches.sum(-1, keepdim=True).tanh()
+    torch.manual_seed(int(os.environ.get("RANK", 0)) + 5)  # unlike on every rank, until wrapped
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    network = ranks.wrap(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = int(os.environ.get("RANK", 0)) * BATCH if ranks.size() > 1 else 0
+    mine = slice(first, first + BATCH) if ranks.size() > 1 else slice(None)
+    for batch, target in zip(batches, targets, strict=True):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(network(batch[mine]), target[mine]).backward()
+        optimizer.step()
+    return {"weights": torch.cat([part.flatten() for part in model.parameters()]).tolist()}
+
+
+def tiny_row(batch_size, options) -> dict:
+    """A row of the protocol, of a network that trains in no time."""
+    import torch
+
+    from harness.frameworks import pytorch
+
+    harness.clock.PROBE_SECONDS = 0.3
+    device = pytorch.start(options)
+    images = torch.zeros(64 * batch_size, 3, 8, 8, dtype=torch.uint8)
+    data = torch.utils.data.TensorDataset(images, torch.zeros(len(images), dtype=torch.long))
+    loader = torch.utils.data.DataLoader(
+        data, batch_size, sampler=ranks.sampler(data), drop_last=True
+    )
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 100))
+    optimizer = torch.optim.Adam(model.parameters())
+    loss = torch.nn.CrossEntropyLoss()
+    return pytorch.measure_training(model, loader, loss, optimizer, device, batch_size, options)
+
+
+def second_rank_raises(options):
+    ranks.join(options)
+    if os.environ["RANK"] == "1":
+        raise ValueError("the model is wrong")
+    time.sleep(60)
+
+
+def second_rank_is_killed(options):
+    ranks.join(options)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def second_rank_hangs(options):
+    import torch.distributed as dist
+
+    ranks.STALLED = timedelta(seconds=3)
+    ranks.join(options)
+    if os.environ["RANK"] == "1":
+        time.sleep(60)
+    dist.barrier()
+
+
+def versions_differ(options):
+    ranks.PROJECT_VERSION = f"0.0.{os.environ['RANK']}"
+    ranks.join(options)
+
+
+def machine(rank: str, address: str) -> None:
+    """One of two machines, as a program of its own."""
+    ours = options(num_devices=1, num_machines=2, machine_rank=int(rank), main_address=address,
+                   join_seconds=15.0)  # fmt: skip
+    try:
+        print(ranks.measure_on_ranks(tiny_row, 4, ours).get("num_devices", "nothing to say"))
+    except Exception as error:  # noqa: BLE001 - what a test wants to read
+        print(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    machine(*sys.argv[1:])

@@ -1,0 +1,149 @@
+"""Several devices at one training: the same training, counted right, failures with their rank."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rank_functions as functions
+
+from harness.clock import Clock, Team
+from harness.frameworks import ranks
+from harness.process import UsageError, run_in_fresh_process
+from harness.sweep import scaling
+
+ROOT = Path(__file__).parent.parent
+
+
+def on_two_ranks(function, *point, **changed):
+    return run_in_fresh_process(
+        ranks.measure_on_ranks, function, *point, functions.options(**changed)
+    )
+
+
+def test_two_ranks_train_what_one_trains_with_twice_the_batch():
+    together = on_two_ranks(functions.weights_after_training)
+    alone = run_in_fresh_process(functions.weights_after_training, functions.options())
+    assert together["status"] == alone["status"] == "ok", together
+    # The ranks begin with rank 0's weights, which the single process has too.
+    assert together["value"]["weights"] == pytest.approx(alone["value"]["weights"], abs=1e-5)
+
+
+def test_a_row_counts_the_samples_of_all_ranks():
+    outcome = on_two_ranks(functions.tiny_row, 4, max_seconds=None)
+    assert outcome["status"] == "ok", outcome
+    row = outcome["value"]
+    assert (row["num_devices"], row["steps_per_epoch"]) == (2, 32)  # of 256 samples, 4 on each
+    assert row["gradient_gb"] == pytest.approx((192 * 100 + 100) * 4 / 1e9)
+    assert row["communication_percent"] < 100 and row["samples_per_second"] > 0
+
+
+def test_a_clock_counts_all_ranks_and_ends_its_windows_where_rank_0_says():
+    now, agreed = [0.0], []
+
+    def agree(number):
+        agreed.append(float(number))
+        return float(number)
+
+    clock = Clock(8, 8_000, 1, lambda: None, max_seconds=10.0, now=lambda: now[0],
+                  team=Team(4, 0, agree))  # fmt: skip
+    clock.start()
+    time_is_up = False
+    while not time_is_up:
+        now[0] += 0.1
+        time_is_up = clock.step(8)
+    clock.stop()
+    assert clock.measurement()["samples_per_second"] == pytest.approx(4 * 8 / 0.1)
+    assert {window.steps for window in clock.windows} == {5}  # half a second
+    assert agreed[0] == 5 and set(agreed[1:-1]) == {0} and agreed[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (functions.second_rank_raises, "rank 1: ValueError: the model is wrong"),
+        (functions.second_rank_is_killed, "rank 1: ended by SIGKILL (often: out of memory)"),
+        (functions.versions_differ, "project 0.0.0 / torch"),
+        (functions.second_rank_hangs, "rank 0: "),
+    ],
+)
+def test_a_rank_that_fails_ends_all_within_a_minute(function, said):
+    started = time.monotonic()
+    outcome = on_two_ranks(function)
+    assert said in outcome["error"], outcome
+    assert time.monotonic() - started < 60
+
+
+def test_one_device_is_as_it_was():
+    ours = functions.options(num_devices=1)
+    assert ranks.on_ranks(functions.tiny_row, ours) is functions.tiny_row
+    assert ranks.total(ours) == 1 and ranks.size() == 1
+    row = functions.tiny_row(4, ours)
+    assert row["num_devices"] == 1 and "communication_percent" not in row
+
+
+def test_more_devices_than_there_are_is_bad_usage():
+    with pytest.raises(UsageError, match=r"--num_devices=1000: there are \d+ of cpu"):
+        ranks.device_count(functions.options(num_devices=1000))
+    with pytest.raises(UsageError, match="--main_address=host:port"):
+        ranks.require_address(functions.options(num_machines=2))
+
+
+def test_scaling_is_against_this_machines_row_of_one_device():
+    row = {"status": "ok", "num_devices": 4, "samples_per_second": 300.0, "batch_size": 32}
+    old = {"status": "ok", "num_devices": "1", "samples_per_second": "100", "batch_size": "32"}
+    assert scaling(row, [old], ["batch_size", "num_devices"]) == {"scaling_efficiency_percent": 75}
+    assert scaling(row, [old | {"batch_size": "64"}], ["batch_size", "num_devices"]) == {}
+    assert scaling(row | {"num_devices": 1}, [old], ["batch_size", "num_devices"]) == {}
+
+
+# Two machines: network namespaces joined by a cable
+
+
+@pytest.fixture
+def machines():
+    """Two namespaces, a and b, of addresses 10.77.0.1 and 10.77.0.2."""
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], capture_output=True, check=True)
+
+    try:
+        for name in "ab":
+            ip("netns", "add", f"speed_{name}")
+        ip("link", "add", "speed_a", "type", "veth", "peer", "name", "speed_b")
+        for number, name in enumerate("ab", start=1):
+            inside = ("-n", f"speed_{name}")
+            ip("link", "set", f"speed_{name}", "netns", f"speed_{name}")
+            ip(*inside, "addr", "add", f"10.77.0.{number}/24", "dev", f"speed_{name}")
+            ip(*inside, "link", "set", f"speed_{name}", "up")
+            ip(*inside, "link", "set", "lo", "up")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces need root, and the package iproute2")
+    finally_remove = [("netns", "del", "speed_a"), ("netns", "del", "speed_b")]
+    yield
+    for words in finally_remove:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ip(*words)
+
+
+def start(name, rank):
+    command = ["ip", "netns", "exec", f"speed_{name}", sys.executable,
+               ROOT / "tests/rank_functions.py", str(rank), "10.77.0.1:29411"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def test_two_machines_train_together_and_machine_0_has_the_row(machines):
+    first, second = start("a", 0), start("b", 1)
+    assert first.communicate(timeout=100)[0].split()[-1] == "2"
+    assert "nothing to say" in second.communicate(timeout=100)[0]
+
+
+def test_a_machine_that_never_joins_is_one_line(machines):
+    said = start("a", 0).communicate(timeout=100)[0]
+    assert "not all machines joined at 10.77.0.1:29411 within 15 s" in said
