@@ -71,7 +71,7 @@ def test_paths_with_blanks_and_negative_numbers_of_the_llm(monkeypatch):
     words = ["--path_to_gguf_model=“~/my", "models/x.gguf”", "--n_gpu_layers", "-1", "--n-ctx=9"]
     monkeypatch.setattr(sys, "argv", ["llama2_test.py", *words])
     options = llama2_test.parse_arguments()
-    assert options.path_to_gguf_model == Path.home() / "my models/x.gguf"
+    assert options.model == "~/my models/x.gguf"  # a name on the Hub or a path, told apart later
     assert (options.n_gpu_layers, options.n_ctx) == (-1, 9)
 
 

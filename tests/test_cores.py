@@ -100,9 +100,8 @@ def test_a_share_is_rounded_down_to_at_least_one_core(monkeypatch, quota, cores)
 
 ASK = """
 import harness.cores as cores, harness.machine as machine
-from harness.frameworks import llama
 facts = machine.machine_facts() | {"chip": "Chip", "memory_gb": 8}
-print(cores.usable_cores(), facts["cpu_cores"], llama.default_threads(),
+print(cores.usable_cores(), facts["cpu_cores"], cores.performance_cores(),
       machine.machine_tag(facts, "cpu", None, None))
 """
 

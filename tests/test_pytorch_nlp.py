@@ -363,7 +363,9 @@ def test_longer_texts_are_more_work(monkeypatch):
         clock.step(4, work=800)
     clock.stop()
     product = lambda: torch.ones(10, 10) @ torch.ones(10, 10)  # noqa: E731
-    row = pytorch.complete_row(clock, 0.0, CPU, None, product, backward_work=100)
+    row = pytorch.complete_row(
+        clock, 0.0, CPU, None, product, backward_work=100, network=None, batch_size=4
+    )
     assert row["compute_samples_per_second"] == 1000 / 200
     flops_per_text = 2 * 10**3 / 100 * 200
     assert row["tflops_per_second"] == pytest.approx(

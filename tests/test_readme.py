@@ -145,7 +145,7 @@ def test_a_command_measures_what_it_says(script, arguments, tmp_path, monkeypatc
     numbers = dict.fromkeys((speed.column for speed in experiment.speeds), 1.0)
 
     def stand_in(function, *given, **_):
-        if function.__name__ == "prepare":
+        if getattr(function, "__name__", "") == "prepare":
             return {"status": "ok", "value": dict(facts)}
         *point, options = given
         measured.append((*point, getattr(options, "epochs", None), options.max_seconds))
