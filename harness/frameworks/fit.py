@@ -75,7 +75,7 @@ def measure_fit(
     )
     timed = TimedFit(model, clock, lambda: backend.forget_trials(device))
     model.fit(**data, epochs=options.epochs, verbose=0, callbacks=timed)
-    row = clock.measurement()
+    row = clock.measurement() | {"num_devices": 1}
     row["train_loss"] = float(timed.loss)
     features, labels = backend.full_batch(data)
     update = backend.make_train_step(model, features, labels)

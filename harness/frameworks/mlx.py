@@ -210,7 +210,7 @@ def measure_training(
         watch=Watch(device.type, device.index),
     )
     loss = train(train_step, batches, options.epochs, clock)
-    row = clock.measurement()
+    row = clock.measurement() | {"num_devices": 1}
     row["train_loss"] = loss.item()
 
     def train_step_on_same_batch():
