@@ -54,7 +54,10 @@ RANGES = {
     "train_loss": (-math.inf, math.inf),
 }
 # Columns that rows of earlier versions lack.
-LATER_COLUMNS = {"num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"}
+LATER_COLUMNS = {
+    *("num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"),
+    *("thermal_protocol", "soak_seconds"),
+}
 # And those of language models.
 LATER_LLM_COLUMNS = {
     *("tokens_per_second_each", "sustained_ratio", "bandwidth_gb_per_second", "bandwidth_percent"),

@@ -19,6 +19,7 @@ from harness.process import tell
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
 PROBE_SECONDS = 5.0  # length of the device-only probe
+UNENDING = 1_000_000  # epochs that no run reaches
 PARTS = 20  # of a run, whose spread is its interval
 SUSPENDED = "suspended"  # the mark of a row whose run stood still
 
@@ -70,6 +71,8 @@ class Clock:
         watch: a `harness.disturbance.Watch` of the machine, or None.
         team: the ranks that train together; samples of all are counted, and `batch_size`, `samples`
             and `work` are those of one.
+        soak: a `harness.soak.Soak` that says when the steady training may begin, or None. Then the
+            run goes on beyond `epochs` until so many are steady (`epochs_to_train`).
 
     Windows in which the run stood still (Ctrl-Z, sleep) are left out of every rate.
     """
@@ -86,8 +89,10 @@ class Clock:
         now: Callable[[], float] = time.perf_counter,
         watch=None,
         team: Team = Team(),  # noqa: B008 - it is immutable
+        soak=None,
     ):
         self.team = team
+        self.soak = soak
         self.batch_size = batch_size * team.size
         self.samples_per_epoch = samples_per_epoch
         self.epochs = epochs
@@ -102,18 +107,25 @@ class Clock:
         self.steps = 0
         self.samples = 0
         self.work = 0
+        self.soaked_samples, self.soaked_seconds = 0, 0.0  # with the warm-up's
+        self.steps_of_window = None
         self.first_step_seconds = None
         self.steady_start = None
         self.total_seconds = None
         self.joules = None
         self.windows: list[Window] = []
 
+    @property
+    def epochs_to_train(self) -> int:
+        """For training loops, which end when `step` says so, or after these."""
+        return UNENDING if self.soak else self.epochs
+
     def start(self, label: str | None = None) -> None:
         """Begin timing; call it right before the first batch is loaded."""
         self.label = label or f"batch size {self.batch_size}"
         timed = "{l_bar}{bar}| {n:.1f}/{total:.1f} s{postfix}" if self.max_seconds else None
         self.bar = tqdm(
-            total=self.max_seconds or self.samples_per_epoch * self.epochs,
+            total=self.max_seconds or self._samples_of_all_epochs(),
             desc=self.label,
             unit=" samples",
             unit_scale=not self.max_seconds,
@@ -147,26 +159,42 @@ class Clock:
             self.first_step_seconds = None if window.paused else window.seconds
             self._first_samples = samples
             self._say(f"warming up, the first step took {window.seconds:.1f} s")
-        elif self.steady_start is None:
+        elif self.steps_of_window is None:
             if self.steps > self.warmup_steps:
-                self._begin_steady()
+                self._end_warmup()
             else:
                 self._say(f"warming up, step {self.steps}")
         elif self._window_is_long_enough():
-            return self._end_window()
+            if self.steady_start is None:
+                self._soak_on()
+            else:
+                return self._end_window()
         return False
 
     def _window_is_long_enough(self) -> bool:
         if self.team.size > 1:
-            return self._window_steps >= self._steps_of_window
+            return self._window_steps >= self.steps_of_window
         return self.now() - self._window_start >= WINDOW_SECONDS
 
-    def _begin_steady(self) -> None:
-        """End the warm-up; what begins here is what rates are made of."""
+    def _end_warmup(self) -> None:
         window = self._close_window()
-        rate = window.rate
         steps = WINDOW_SECONDS / window.seconds * window.steps
-        self._steps_of_window = self.team.agree(max(1, round(steps)))
+        self.steps_of_window = self.team.agree(max(1, round(steps)))
+        if not self.soak:
+            self._begin_steady(window.rate)
+
+    def _soak_on(self) -> None:
+        """End a window of the soak, and the soak itself where the speed is steady."""
+        window = self._close_window()
+        over = not window.paused and self.soak.over(self._window_start, speed_of([window]))
+        self._say(f"soaking for {self.soak.seconds:.0f} s, {window.rate:,.1f} samples/s")
+        if self.team.agree(over):
+            self.soaked_samples = self.samples
+            self.soaked_seconds = self._window_start - self.start_time
+            self._begin_steady(window.rate)
+
+    def _begin_steady(self, rate: float) -> None:
+        """What begins here is what rates are made of."""
         self._warmup_samples = self.samples
         if self.watch:
             self.watch.begin()
@@ -174,7 +202,7 @@ class Clock:
             self.energy.begin()
         self._open_window(self.now())
         self.steady_start = self._window_start
-        seconds = (self.samples_per_epoch * self.epochs - self.samples) / rate
+        seconds = (self._samples_of_all_epochs() + self.soaked_samples - self.samples) / rate
         self._say(f"{rate:,.1f} samples/s", max(0.0, min(seconds, self.max_seconds or seconds)))
 
     def _end_window(self) -> bool:
@@ -185,12 +213,19 @@ class Clock:
         else:
             self.windows.append(window)
         elapsed = self._window_start - self.steady_start
-        done = min(elapsed, self.max_seconds) if self.max_seconds else self.samples
+        samples = self.samples - self.soaked_samples
+        done = min(elapsed, self.max_seconds) if self.max_seconds else samples
         self.bar.update(done - self.bar.n)
         percent = 100 * done / self.bar.total
         self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
         tell(f"{self.label}: {percent:.0f} % done, {window.rate:,.1f} samples/s")
-        return bool(self.team.agree(self.max_seconds is not None and elapsed >= self.max_seconds))
+        over = self.max_seconds is not None and elapsed >= self.max_seconds
+        steps = self.samples_per_epoch // self.batch_size * self.epochs
+        over |= self.soak is not None and samples >= steps * self.batch_size
+        return bool(self.team.agree(over))
+
+    def _samples_of_all_epochs(self) -> int:
+        return self.samples_per_epoch * self.epochs
 
     def _say(self, text: str, seconds_left: float | None = None) -> None:
         """Show what the run is at, before there are windows: a first step may take minutes."""
@@ -218,16 +253,17 @@ class Clock:
         """The timing columns of a row: seconds and samples per second; None where unknown."""
         rate, rate_ci95 = steady_rate(self.windows)
         steps_per_epoch = self.samples_per_epoch // self.batch_size
-        samples = self.samples_per_epoch * self.epochs
+        samples = self._samples_of_all_epochs()
+        trained = self.samples - self.soaked_samples
         # The whole time of a run that stood still says nothing, but the rate of the rest does.
         stood_still = self.paused and rate is not None
-        whole = self.samples >= steps_per_epoch * self.batch_size * self.epochs
+        whole = trained >= steps_per_epoch * self.batch_size * self.epochs
         extrapolated = stood_still or not whole
         if extrapolated:
             first = self.first_step_seconds or self._first_samples / rate
             seconds = first + (samples - self._first_samples) / rate
         else:
-            seconds = self.total_seconds * samples / self.samples
+            seconds = (self.total_seconds - self.soaked_seconds) * samples / trained
         epoch_seconds = seconds / self.epochs
         return {
             "avg_time_per_epoch": epoch_seconds,
@@ -246,8 +282,10 @@ class Clock:
     def _disturbance_columns(self) -> dict:
         """What else the machine did meanwhile, and what was unusual about the run itself."""
         columns = self.watch.columns() if self.watch else {}
+        soaked = self.soak.columns() if self.soak else {}
         unusual = [SUSPENDED] if self.paused else []
-        unusual += filter(None, [columns.get("disturbance")])
+        unusual += filter(None, [soaked.get("disturbance"), columns.get("disturbance")])
+        columns = soaked | columns
         return columns | {"disturbance": "; ".join(unusual) or None}
 
     def _energy_columns(self) -> dict:

@@ -72,6 +72,8 @@ COLUMNS = [
     "precision",
     "compile",
     "channels_last",
+    "thermal_protocol",
+    "soak_seconds",
     *MACHINE_COLUMNS,
 ]
 # Of rows that several devices trained together.
@@ -85,6 +87,7 @@ CONFIGURATION = [
     "precision",
     "compile",
     "channels_last",
+    "thermal_protocol",
     "num_devices",
     "device",
     "framework",

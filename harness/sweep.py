@@ -22,12 +22,15 @@ from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
 from harness.process import UserError, run_in_fresh_process, value_of
 from harness.results import CONFIGURATION, append_row, to_cell
+from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
 
 # Seconds without a sign of life, such as a step that ended: a first step compiles, a step of a
 # large batch on a slow processor takes minutes. A fit that is no training has no steps.
 PATIENCE, PATIENCE_WITH_FITS = 1800.0, 7200.0
+# Of a try whether a batch size fits.
+TRIAL = {"epochs": 1, "max_seconds": 1.0, "thermal_protocol": COLD}
 
 
 def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
@@ -182,7 +185,7 @@ def find_max_batch_size(experiment: Experiment, options, facts: dict, measure: C
     Raises:
         UserError: not even that one fits, or a try fails for another reason than memory.
     """
-    trial = argparse.Namespace(**{**vars(options), "epochs": 1, "max_seconds": 1.0})
+    trial = argparse.Namespace(**{**vars(options), **TRIAL})
     fits, too_large = 0, experiment.samples + 1
     size = min(options.batch_sizes[0], experiment.samples)
     while too_large - fits > max(1, fits // 50):  # to 2 %

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.experiment import Experiment
 from harness.results import COLUMNS, FLAGS, RANK_COLUMNS, UnreadableResults, is_time, read_rows
+from harness.soak import COLD
 from harness.terminal import is_nonsense
 from reporting.experiments import (
     find_experiments,
@@ -27,13 +28,21 @@ OURS = "ours"
 TEXTS = {
     *("status", "error", "data", "precision", "device", "machine", "chip", "power", "os"),
     *("python", "framework", "project_version", "started_at", "thermal_state", "disturbance"),
+    "thermal_protocol",
 }
 # What changes a measurement in every experiment that has the column, with what is not named.
-DEFAULTS = {"precision": "fp32", "compile": False, "channels_last": False, "num_devices": 1}
+DEFAULTS = {
+    "precision": "fp32",
+    "compile": False,
+    "channels_last": False,
+    "thermal_protocol": COLD,
+    "num_devices": 1,
+}
 IN_WORDS = {
     "model": "{}",
     "precision": "{}",
     "compile": "compiled",
+    "thermal_protocol": "{}",
     "num_devices": "{:g} devices",
     "flash_attn": "flash attention {}",
 }
@@ -171,6 +180,8 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
             row[varied.column] = int(value)
     row["machine"] = row.get("machine") or machine
     row["experiment"] = experiment.chart
+    if experiment.epochs and not older:  # before there was a choice
+        row["thermal_protocol"] = row.get("thermal_protocol") or COLD
     # By the text, because an empty cell, too, is read as NaN.
     loss = float(cells.get("train_loss") or 0)
     if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):

@@ -22,7 +22,8 @@ from harness.frameworks import keras
 from harness.process import UserError
 
 OPTIONS = argparse.Namespace(
-    device="cpu", precision="fp32", compile=False, seed=1, epochs=4, max_seconds=None,
+    device="cpu", precision="fp32", compile=False, seed=1,
+    thermal_protocol="cold", epochs=4, max_seconds=None,
     embed_dim=8, num_heads=2, ff_dim=16, num_transformer_blocks=1, dropout_rate=0.0, maxlen=12,
     vocab_size=50,
 )  # fmt: skip

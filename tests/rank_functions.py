@@ -16,7 +16,8 @@ STEPS, BATCH = 20, 8
 def options(**changed):
     given = dict(num_devices=2, num_machines=1, machine_rank=0, main_address=None,
                  join_seconds=30.0, device="cpu", compile=False, precision="fp32",
-                 channels_last=False, seed=1, epochs=1, max_seconds=0.5)  # fmt: skip
+                 channels_last=False, seed=1, thermal_protocol="cold", epochs=1,
+                 max_seconds=0.5)  # fmt: skip
     return argparse.Namespace(**given | changed)
 
 

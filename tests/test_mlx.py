@@ -31,7 +31,13 @@ ROOT = Path(nlp.__file__).parent
 def options(monkeypatch):
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.05)
     options = argparse.Namespace(
-        device="cpu", precision="fp32", compile=False, seed=1, epochs=1, max_seconds=None
+        device="cpu",
+        precision="fp32",
+        compile=False,
+        seed=1,
+        thermal_protocol="cold",
+        epochs=1,
+        max_seconds=None,
     )
     mlx.start(options)
     return options

@@ -78,7 +78,8 @@ def server(tmp_path, monkeypatch):
 def options(tmp_path):
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
-        channels_last=False, seed=1, epochs=1, max_seconds=None,
+        channels_last=False, seed=1, thermal_protocol="cold", epochs=1, max_seconds=None,
+        num_devices=1, num_machines=1,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 OPTIONS = argparse.Namespace(
     device="cpu", precision="fp32", compile=False, channels_last=False, seed=1, epochs=1,
-    max_seconds=None,
+    max_seconds=None, thermal_protocol="cold",
 )  # fmt: skip
 
 

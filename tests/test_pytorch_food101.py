@@ -80,7 +80,8 @@ from harness import food101
 food101.SAMPLES = 48
 options = argparse.Namespace(
     data="auto", data_dir=Path(sys.argv[1]), device="cpu", precision="fp32", compile=False,
-    channels_last=False, seed=1, epochs=1, max_seconds=None, batch_sizes=[8],
+    channels_last=False, seed=1, thermal_protocol="cold", epochs=1,
+    max_seconds=None, batch_sizes=[8], num_devices=1, num_machines=1,
 )
 """
     done = subprocess.run(

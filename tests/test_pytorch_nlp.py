@@ -95,7 +95,8 @@ def options(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.clock.WINDOW_SECONDS", 0.02)
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
-        evaluate=False, seed=1, epochs=1, max_seconds=None, num_devices=1, num_machines=1,
+        evaluate=False, seed=1, thermal_protocol="cold", epochs=1, max_seconds=None,
+        num_devices=1, num_machines=1,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def options(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     return argparse.Namespace(
         data="auto", data_dir=tmp_path / "data", device="cpu", precision="fp32", compile=False,
-        seed=1, epochs=1, max_seconds=None,
+        seed=1, thermal_protocol="cold", epochs=1, max_seconds=None,
     )  # fmt: skip
 
 

@@ -24,7 +24,13 @@ ROOT = Path(__file__).parent.parent
 def options(monkeypatch):
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
     return argparse.Namespace(
-        device="cpu", precision="fp32", compile=False, seed=1, epochs=1, max_seconds=None
+        device="cpu",
+        precision="fp32",
+        compile=False,
+        seed=1,
+        thermal_protocol="cold",
+        epochs=1,
+        max_seconds=None,
     )
 
 

@@ -11,6 +11,7 @@ import keras
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.disturbance import Watch
 from harness.energy import energy_meter
+from harness.soak import soak_for
 
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
@@ -72,9 +73,10 @@ def measure_fit(
         energy_meter(device.type, device.index or 0),
         warmup_steps,
         watch=Watch(device.type, device.index or 0),
+        soak=soak_for(options),
     )
     timed = TimedFit(model, clock, lambda: backend.forget_trials(device))
-    model.fit(**data, epochs=options.epochs, verbose=0, callbacks=timed)
+    model.fit(**data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
     row = clock.measurement() | {"num_devices": 1}
     row["train_loss"] = float(timed.loss)
     features, labels = backend.full_batch(data)

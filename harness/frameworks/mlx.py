@@ -26,6 +26,7 @@ from harness.data import choose_data
 from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.process import UsageError
+from harness.soak import soak_for
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
@@ -208,8 +209,9 @@ def measure_training(
         energy_meter(device.type, device.index),
         warmup_steps,
         watch=Watch(device.type, device.index),
+        soak=soak_for(options),
     )
-    loss = train(train_step, batches, options.epochs, clock)
+    loss = train(train_step, batches, clock)
     row = clock.measurement() | {"num_devices": 1}
     row["train_loss"] = loss.item()
 
@@ -260,14 +262,14 @@ def make_steps(model, loss_function, optimizer, options):
     return train_step, lambda: mx.eval(state)
 
 
-def train(train_step, batches, epochs: int, clock: Clock) -> mx.array:
-    """Train for `epochs`, or until the clock says that the time is up.
+def train(train_step, batches, clock: Clock) -> mx.array:
+    """Train for all epochs of the clock, or until it says that the time is up.
 
     Returns:
         The mean loss of the last epoch's steps, a scalar.
     """
     clock.start()
-    for _ in range(epochs):
+    for _ in range(clock.epochs_to_train):
         losses = []
         time_is_up = False
         for features, labels in batches():

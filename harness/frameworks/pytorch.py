@@ -17,6 +17,7 @@ from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.frameworks import ranks
 from harness.process import UsageError
+from harness.soak import soak_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
@@ -218,8 +219,9 @@ def measure_training(
         warmup_steps,
         watch=Watch(device.type, device.index or 0),
         team=ranks.team(device),
+        soak=soak_for(options),
     )
-    (images, labels), loss = train(train_step, loader, options.epochs, clock, device)
+    (images, labels), loss = train(train_step, loader, clock, device)
 
     def train_step_on_same_batch():
         train_step(images, labels)
@@ -266,14 +268,14 @@ def make_steps(model, loss_function, optimizer, device, options):
     return forward_loss, train_step
 
 
-def train(train_step, loader, epochs: int, clock: Clock, device: torch.device):
-    """Train for `epochs`, or until the clock says that the time is up.
+def train(train_step, loader, clock: Clock, device: torch.device):
+    """Train for all epochs of the clock, or until it says that the time is up.
 
     Returns:
         A batch in the host's memory, and the mean loss (a scalar tensor) of the last epoch's steps.
     """
     clock.start()
-    for _ in range(epochs):
+    for _ in range(clock.epochs_to_train):
         losses = 0.0
         steps = 0
         time_is_up = False

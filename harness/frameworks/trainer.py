@@ -23,6 +23,7 @@ from harness.frameworks.pytorch import (
     synchronize,
 )
 from harness.process import tell
+from harness.soak import soak_for
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
 
@@ -132,7 +133,9 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
         energy_meter(device.type, device.index or 0),
         watch=Watch(device.type, device.index or 0),
         team=ranks.team(device),
+        soak=soak_for(options),
     )
+    trainer.args.num_train_epochs = clock.epochs_to_train
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ClockCallback(clock, trainer))
     trainer.train()

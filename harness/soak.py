@@ -1,0 +1,51 @@
+"""Holding a device at full load until its speed no longer changes: what it does for hours.
+
+A machine that starts cold is faster for some minutes, one without a fan by a third. Rows say which
+of the two they are, because the two do not compare.
+"""
+
+import statistics
+from collections import deque
+
+COLD, SUSTAINED = "cold", "sustained"  # of the column `thermal_protocol`
+SPAN = 120.0  # seconds whose trend is looked at: over fewer, noise alone looks like one
+STEADY = 0.01  # of the speed, per minute: a trend below that is none
+LONGEST = 600.0  # seconds; a machine that is not steady by then is said to be not
+
+
+class Soak:
+    """Is told the speed of one window after the other, until `over` says that they are steady."""
+
+    def __init__(self):
+        self.speeds = deque()  # (seconds on any clock, speed) of the last SPAN
+        self.begun = None
+        self.seconds = 0.0
+        self.steady = False
+
+    def over(self, time: float, speed: float) -> bool:
+        """Whether what is measured from now on is sustained, or the waiting too long."""
+        self.begun = time if self.begun is None else self.begun
+        self.seconds = time - self.begun
+        self.speeds.append((time, speed))
+        while time - self.speeds[0][0] > SPAN:
+            self.speeds.popleft()
+        # A span that misses less than one window at its begin counts as whole.
+        whole = self.seconds >= SPAN and len(self.speeds) > 2
+        self.steady = whole and abs(trend(*zip(*self.speeds, strict=True))) < STEADY
+        return self.steady or self.seconds >= LONGEST
+
+    def columns(self) -> dict:
+        """The column of a row, and what was unusual, None where nothing was."""
+        unusual = None if self.steady else f"still changing speed after {self.seconds:.0f} s"
+        return {"soak_seconds": self.seconds, "disturbance": unusual}
+
+
+def trend(times: tuple[float, ...], speeds: tuple[float, ...]) -> float:
+    """How the speed changes in a minute, as a part of itself: the slope of a straight line."""
+    slope = statistics.linear_regression(times, speeds).slope
+    return 60 * slope / statistics.mean(speeds)
+
+
+def soak_for(options) -> Soak | None:
+    """As the command line wants it: None for a machine measured as it is."""
+    return Soak() if options.thermal_protocol == SUSTAINED else None
