@@ -37,7 +37,7 @@ check-results: $(READY)
 	$(PY) check_results.py $(RESULTS_DIR)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -5,8 +5,6 @@ therefore read only after `synchronize`, and `synchronize` is called only where 
 begins or ends, because a synchronization per step would itself slow the run down.
 """
 
-import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,29 +13,13 @@ from tqdm import tqdm
 
 from harness.awake import Pauses
 from harness.process import tell
+from harness.windows import Window, speed_of, steady_rate, steady_windows, sustained_ratio
 
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
 PROBE_SECONDS = 5.0  # length of the device-only probe
 UNENDING = 1_000_000  # epochs that no run reaches
-PARTS = 20  # of a run, whose spread is its interval
 SUSPENDED = "suspended"  # the mark of a row whose run stood still
-
-
-class Window(NamedTuple):
-    """Consecutive steps timed together, from one synchronization to the next."""
-
-    steps: int
-    samples: int
-    work: int  # what the steps' time is proportional to: samples, or the padded tokens of texts
-    seconds: float
-    whole: bool  # False when a smaller, last batch of an epoch is among the steps
-    paused: bool = False  # the process stood still meanwhile, or the machine slept
-
-    @property
-    def rate(self) -> float:
-        """Samples per second."""
-        return self.samples / self.seconds
 
 
 class Team(NamedTuple):
@@ -319,67 +301,6 @@ class Clock:
         )
         self._open_window(end)
         return window
-
-
-def steady_windows(windows: list[Window]) -> list[Window]:
-    """The windows made of full batches only; all of them where there are no such windows."""
-    return [window for window in windows if window.whole] or windows
-
-
-def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
-    """Samples per second over all steady windows, and the half-width of its 95 % interval.
-
-    The half-width is Student's t times the standard deviation of the rates of the run's parts, some
-    twenty of as many windows each (single ones where there are fewer than forty). It is not divided
-    by the root of their number: a machine's speed wanders over tens of seconds (heat, clock
-    frequency, neighbours), so that neighbouring windows are alike, and under such flicker noise a
-    mean gets no more certain however long one averages (Allan, "Statistics of atomic frequency
-    standards", Proceedings of the IEEE 54, 1966). On a machine without it the interval is wider
-    than need be. None with fewer than two windows.
-
-    Where samples differ in size, that is the spread of the work per second; the spread of the work
-    per sample is added, divided by the root of the number of parts, because samples are shuffled.
-    """
-    windows = steady_windows(windows)
-    if not windows:
-        return None, None
-    rate = rate_of(windows)
-    if len(windows) < 2:
-        return rate, None
-    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second more to import
-
-    size = max(1, len(windows) // PARTS)
-    # The oldest windows are left out where the number does not divide evenly.
-    rest = windows[len(windows) % size :]
-    parts = [rest[i : i + size] for i in range(0, len(rest), size)]
-    speeds = relative_spread([speed_of(part) for part in parts])
-    sizes = relative_spread([speed_of(part) / rate_of(part) for part in parts])
-    factor = float(stdtrit(len(parts) - 1, 0.975))
-    return rate, rate * factor * math.hypot(speeds, sizes / len(parts) ** 0.5)
-
-
-def rate_of(windows: list[Window]) -> float:
-    """Samples per second over `windows`."""
-    return sum(w.samples for w in windows) / sum(w.seconds for w in windows)
-
-
-def speed_of(windows: list[Window]) -> float:
-    """Work per second over `windows`."""
-    return sum(w.work for w in windows) / sum(w.seconds for w in windows)
-
-
-def relative_spread(values: list[float]) -> float:
-    """Standard deviation over mean."""
-    return statistics.stdev(values) / statistics.mean(values)
-
-
-def sustained_ratio(windows: list[Window]) -> float | None:
-    """Speed of the last third of the windows over the first third; None with fewer than three."""
-    windows = steady_windows(windows)
-    third = len(windows) // 3
-    if not third:
-        return None
-    return speed_of(windows[-third:]) / speed_of(windows[:third])
 
 
 def probe_device(

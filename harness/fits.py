@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 import harness.cores
 import harness.machine
-from harness.clock import relative_spread
 from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.experiment import Varied
 from harness.process import UsageError, tell
 from harness.results import MACHINE_COLUMNS
+from harness.windows import relative_spread
 
 FITS = 5  # where --max_seconds does not say how long
 PREDICT_SECONDS, LEAST_PREDICTIONS = 2.0, 3
@@ -172,7 +172,7 @@ def timed_predictions(predict: Callable, limit: float):
 
 
 def mean_columns(name: str, values: list[float]) -> dict:
-    """Mean and half-width of its 95 % interval, as `harness.clock.steady_rate` understands it.
+    """Mean and half-width of its 95 % interval, as `harness.windows.steady_rate` understands it.
 
     Student's t times the standard deviation, not divided by the root of their number. None with
     a single value.

@@ -58,7 +58,8 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
     facts["machine"] = options.machine_name or facts["machine"]
     shared = set(configuration(experiment)) - {varied.column for varied in experiment.varied}
     flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}
-    return {**flags, **facts, "project_version": PROJECT_VERSION}
+    one_device = {"num_devices": 1} if experiment.epochs else {}
+    return {**one_device, **flags, **facts, "project_version": PROJECT_VERSION}
 
 
 def configuration(experiment: Experiment) -> list[str]:

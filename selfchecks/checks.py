@@ -5,8 +5,9 @@ import itertools
 import statistics
 import time
 
-from harness.clock import Clock, Window, rate_of, steady_rate, steady_windows
+from harness.clock import Clock
 from harness.process import UsageError
+from harness.windows import Window, rate_of, steady_rate, steady_windows
 from selfchecks.bandwidth import stream_triad
 from selfchecks.findings import Finding, at_least, at_most, figure, median_at_least
 from selfchecks.pairs import median_interval

@@ -75,7 +75,7 @@ def shared_epoch(batch_size: int, steps: int, batches, wait: bool = False):
 
     def epoch():
         clock = Clock(batch_size, batch_size * steps, 1, synchronize)
-        mlx.train(waiting_step if wait else train_step, batches, 1, clock)
+        mlx.train(waiting_step if wait else train_step, batches, clock)
 
     return epoch
 

@@ -79,7 +79,7 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
 
     def shared():
         clock = Clock(batch_size, len(loader.dataset), 1, pytorch.synchronize(CPU))
-        pytorch.train(train_step, loader, 1, clock, CPU)
+        pytorch.train(train_step, loader, clock, CPU)
 
     return interleaved_ratios(shared, bare, pairs)
 

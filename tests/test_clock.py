@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import harness.clock
-from harness.clock import Clock, Window, steady_rate, sustained_ratio
+from harness.clock import Clock
+from harness.windows import Window, steady_rate, sustained_ratio
 
 STEP_SECONDS = 0.05  # on the device
 QUEUE_SECONDS = 0.02  # on the host

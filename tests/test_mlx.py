@@ -160,7 +160,7 @@ def reported_over_true(train_step, synchronize, batch, wait) -> float:
     """The clock's rate of a few steps, over that of a stopwatch which waits by `wait`."""
     clock = Clock(256, 256 * 10, 1, synchronize)
     wait()
-    mlx.train(train_step, lambda: [batch] * 10, 1, clock)
+    mlx.train(train_step, lambda: [batch] * 10, clock)
     reported = clock.measurement()["samples_per_second"]
     wait()
     start = time.perf_counter()
@@ -186,7 +186,7 @@ def waits_beside_windows(train_step, batches, clock, monkeypatch) -> int:
     waits = []
     evaluate = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
-    mlx.train(train_step, batches, 1, clock)
+    mlx.train(train_step, batches, clock)
     monkeypatch.setattr(mx, "eval", evaluate)
     edges = len(clock.windows) + 4  # the start, the first step, the warm-up, the stop
     return max(0, len(waits) - edges)

@@ -128,7 +128,7 @@ def test_peak_memory_is_counted_anew_after_the_first_step(monkeypatch):
         events.append("step")
         return torch.zeros(())
 
-    pytorch.train(step, [batch] * 4, 1, clock, CPU)
+    pytorch.train(step, [batch] * 4, clock, CPU)
     assert events == ["step", CPU, "step", "step", "step"]
 
 

@@ -14,7 +14,7 @@ import pytorch_test_computer_vision_cifar100 as cifar100
 import selfcheck
 import selfchecks.checks
 import selfchecks.pytorch
-from harness.clock import Window
+from harness.windows import Window
 
 
 def run_main(monkeypatch, tmp_path, checks):

@@ -24,10 +24,10 @@ import sklearn_test_tabular
 import utils
 from harness import airline, fits
 from harness.arguments import names_of
-from harness.clock import Window, steady_rate
 from harness.frameworks import boosting
 from harness.process import is_out_of_memory, run_in_fresh_process
 from harness.twins.airline import airline_table
+from harness.windows import Window, steady_rate
 from reporting import charts
 
 ROOT = Path(__file__).parent.parent

@@ -72,7 +72,7 @@ import argparse, json, torch, harness.clock
 from harness.frameworks import pytorch
 harness.clock.PROBE_SECONDS = 0.1
 options = argparse.Namespace(device="cpu", precision="fp32", compile=False, channels_last=False,
-                             seed=1, epochs=1, max_seconds=None)
+                             seed=1, epochs=1, max_seconds=None, thermal_protocol="cold")
 device = pytorch.start(options)
 data = torch.utils.data.TensorDataset(torch.zeros(256, 3, 8, 8, dtype=torch.uint8),
                                       torch.zeros(256, dtype=torch.long))

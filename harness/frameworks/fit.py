@@ -77,7 +77,7 @@ def measure_fit(
     )
     timed = TimedFit(model, clock, lambda: backend.forget_trials(device))
     model.fit(**data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
-    row = clock.measurement() | {"num_devices": 1}
+    row = clock.measurement()
     row["train_loss"] = float(timed.loss)
     features, labels = backend.full_batch(data)
     update = backend.make_train_step(model, features, labels)

@@ -212,7 +212,7 @@ def measure_training(
         soak=soak_for(options),
     )
     loss = train(train_step, batches, clock)
-    row = clock.measurement() | {"num_devices": 1}
+    row = clock.measurement()
     row["train_loss"] = loss.item()
 
     def train_step_on_same_batch():

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import harness.machine
-from harness.clock import WINDOW_SECONDS, Window, steady_rate, sustained_ratio
+from harness.clock import WINDOW_SECONDS
 from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.frameworks import onnx_placement
 from harness.process import UsageError, UserError
 from harness.twins import onnx_files
+from harness.windows import Window, steady_rate, sustained_ratio
 
 FRESH_INPUTS = 4  # random ones, taken in turn
 WARMUP_RUNS, WARMUP_SECONDS = 3, 1.0  # after the first inference: whichever is reached first

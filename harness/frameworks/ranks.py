@@ -286,7 +286,7 @@ def columns(row: dict, model, speed_alone: float | None) -> dict:
     import torch.distributed as dist
 
     if size() == 1:
-        return row | {"num_devices": 1}
+        return row
     peaks = [None] * size()
     dist.all_gather_object(peaks, row["peak_memory_gb"])
     known = [peak for peak in peaks if peak is not None]
