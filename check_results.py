@@ -63,7 +63,7 @@ LATER_LLM_COLUMNS = {
     *("tokens_per_second_each", "sustained_ratio", "bandwidth_gb_per_second", "bandwidth_percent"),
     *("peak_memory_gb", "weights_gb", "kv_cache_gb", "compute_buffers_gb", "weights_on_gpu_gb"),
     *("energy_joules_per_token", "average_power_watts", "description", "depth", "parallel"),
-    *("flash_attn_used", "questions_file", "system_prompt"),
+    *("flash_attn_used", "questions_file", "system_prompt", "split_mode", "tensor_split"),
 }
 
 

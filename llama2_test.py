@@ -46,6 +46,7 @@ from harness.arguments import (
     whole_number,
     whole_numbers,
 )
+from harness.awake import stay_awake
 from harness.bandwidth import measured_bandwidth
 from harness.frameworks import llama, llama_bench, llama_text
 from harness.generation import (
@@ -66,8 +67,8 @@ from harness.generation import (
 )
 from harness.launch import require_script
 from harness.questions import QUESTIONS, questions_to_ask
-from harness.results import UnreadableResults, read_rows
-from harness.startup import one_line_errors, only_benchmark, require_writable
+from harness.results import UnreadableResults
+from harness.startup import one_line_errors, only_benchmark, require_saving, require_writable
 from harness.sweep import failed, save
 
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
@@ -83,6 +84,8 @@ EXPERIMENT = utils.Experiment(
         "flash_attn": ("auto", "on", "off"),
         "max_tokens": 500,
         "n_gpu_layers": -1,
+        "split_mode": tuple(llama.SPLIT_MODES),
+        "tensor_split": ("",),
         "n_ctx": 1024,
     },
     quick={
@@ -123,6 +126,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--n_ctx", type=whole_number, default=1024, help="context; default: %(default)s")
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
+    add("--split_mode", choices=list(llama.SPLIT_MODES), default="layer",
+        help="how several GPUs share a model; default: %(default)s")  # fmt: skip
+    add("--tensor_split", type=proportions, default="",
+        help='each GPU\'s part, such as "3, 1"; default: by their free memory')  # fmt: skip
     add("--n_threads", type=whole_number, help="default: the (performance) cores")
     add("--flash_attn", choices=["auto", "on", "off"], default="auto", help="flash attention")
     add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
@@ -142,6 +149,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def all_or_number(text: str) -> int | None:
     return None if text == "all" else whole_number(text)
+
+
+def proportions(text: str) -> str:
+    """As the row says it: `3,1`."""
+    return ",".join(map(str, counts(text))) if text else text
 
 
 # Model
@@ -187,8 +199,12 @@ def download_or_twin(options) -> Path:
 # Measuring
 
 
-def measure_all(sender, options) -> None:
-    """Load the model and measure the whole plan; a row is saved as soon as it is there."""
+def measure_all(sender, options) -> list[Path | None]:
+    """Load the model and measure the whole plan; a row is saved as soon as it is there.
+
+    Returns:
+        The files that the rows are in; None of one that only the terminal has.
+    """
     llm = llama.load(options)
     facts = {**llama.facts(llm, options), "project_version": PROJECT_VERSION}
     facts["questions_file"] = options.questions_file and options.questions_file.name
@@ -198,25 +214,26 @@ def measure_all(sender, options) -> None:
     llama_text.require_context(list(prompts.values()), options)
     path = results_path(options.results_dir, facts)
     try:
-        read_rows(path)  # before the first minute is spent
+        require_saving(path)
     except UnreadableResults as error:
         raise utils.UserError(str(error)) from None
     bandwidth = measured_bandwidth(options.results_dir, facts["machine"])
     announce(facts, options)
     sender.send(facts)
     start = time.monotonic()
-    walk = rows_of(llm, prompts, options)
+    walk, files = rows_of(llm, prompts, options), []
     for row in tqdm(walk, desc="llama", total=len(options.plan), unit=" rows", disable=None):
         row = {**facts, **row}
         if bandwidth and row.get("bandwidth_gb_per_second"):
             row["bandwidth_percent"] = 100 * row["bandwidth_gb_per_second"] / bandwidth
-        save(path, row, COLUMNS)
+        files.append(save(path, row, COLUMNS))
         sender.send(row)
         report(row)
         if options.max_seconds and time.monotonic() - start >= options.max_seconds:
             tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
             break
         time.sleep(options.cooldown)
+    return files
 
 
 def rows_of(llm, prompts: dict[str, list[int]], options) -> Iterator[dict]:
@@ -237,6 +254,7 @@ def main() -> None:
     options = parse_arguments()
     facts, rows = {}, []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        stay_awake()
         require_script(measure_all)
         require_writable(options.results_dir)
         options.questions = questions_to_ask(options.questions_file, options.num_questions)
@@ -249,14 +267,17 @@ def main() -> None:
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = harness.machine.other_load()
         outcome = run_and_collect(measure_all, options, facts, rows)
+        files = outcome.get("value", [])
         if outcome["status"] != "ok":
             rows.append(failed_row(outcome, facts, next_turn(options.plan, rows)))
-            save(results_path(options.results_dir, facts), rows[-1], COLUMNS)
+        path = results_path(options.results_dir, facts)
+        if outcome["status"] != "ok":
+            files = [save(path, rows[-1], COLUMNS)]
             report(rows[-1])
         if options.format == "markdown":
             print(markdown.llama_bench_table(rows))
-        summarize(rows, results_path(options.results_dir, facts))
-    sys.exit(any(failed(row) for row in rows))
+        summarize(rows, path)
+    sys.exit(any(failed(row) for row in rows) or any(file != path for file in files))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from harness.arguments import (
     temperature,
     whole_number,
 )
+from harness.awake import stay_awake
 from harness.endings import is_out_of_memory
 from harness.generation import (
     COLUMNS,
@@ -59,8 +60,8 @@ from harness.generation import (
 from harness.launch import require_script
 from harness.process import run_in_fresh_process, value_of
 from harness.questions import QUESTIONS
-from harness.results import UnreadableResults, read_rows
-from harness.startup import one_line_errors, only_benchmark, require_writable
+from harness.results import UnreadableResults
+from harness.startup import one_line_errors, only_benchmark, require_saving, require_writable
 from harness.sweep import save
 from harness.twins.gguf import ARCHITECTURES
 from harness.twins.mlx_llama import ensure_twin
@@ -167,8 +168,12 @@ def find_model(options) -> tuple[str, Path]:
 # Measuring
 
 
-def measure_all(sender, options) -> None:
-    """Load the model and measure the whole plan; a row is saved as soon as it is there."""
+def measure_all(sender, options) -> list[Path | None]:
+    """Load the model and measure the whole plan; a row is saved as soon as it is there.
+
+    Returns:
+        The files that the rows are in; None of one that only the terminal has.
+    """
     from harness.frameworks import mlx
 
     device = mlx.choose_device(options.device)
@@ -183,7 +188,7 @@ def measure_all(sender, options) -> None:
     mlx_lm.require_context(list(prompts.values()), config, options.max_tokens)
     path = results_path(options.results_dir, facts, EXPERIMENT.results_folder)
     try:
-        read_rows(path)  # before the first minute is spent
+        require_saving(path)
     except UnreadableResults as error:
         raise utils.UserError(str(error)) from None
     announce(facts, options)
@@ -201,7 +206,7 @@ def measure_all(sender, options) -> None:
 
     # Keeps out of the rows what the first call costs.
     mlx_lm.generate(model, tokenizer, prompts[asked[0]], min(16, options.max_tokens), *sampled)
-    start = time.monotonic()
+    start, files = time.monotonic(), []
     for question, iteration in tqdm(plan(options), desc="mlx-lm", unit=" rows", disable=None):
         row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
         try:
@@ -209,12 +214,13 @@ def measure_all(sender, options) -> None:
         except (MemoryError, RuntimeError) as error:
             status = "out_of_memory" if is_out_of_memory(error) else "error"
             row |= {"status": status, "error": str(error)}
-        save(path, row, COLUMNS)
+        files.append(save(path, row, COLUMNS))
         sender.send(row)
         report(row)
         if options.max_seconds and time.monotonic() - start >= options.max_seconds:
             tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
             break
+    return files
 
 
 def print_piece(text: str) -> None:
@@ -225,6 +231,7 @@ def main() -> None:
     options = parse_arguments()
     facts, rows = {}, []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+        stay_awake()
         require_script(measure_all)
         require_writable(options.results_dir)
         value_of(run_in_fresh_process(require_gpu, options.device))
@@ -232,13 +239,15 @@ def main() -> None:
         options.other_benchmark_running = not alone
         options.other_load_percent, options.busiest = harness.machine.other_load()
         outcome = run_and_collect(measure_all, options, facts, rows)
+        files = outcome.get("value", [])
         if outcome["status"] != "ok":
             rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
-            path = results_path(options.results_dir, facts, EXPERIMENT.results_folder)
-            save(path, rows[-1], COLUMNS)
+        path = results_path(options.results_dir, facts, EXPERIMENT.results_folder)
+        if outcome["status"] != "ok":
+            files = [save(path, rows[-1], COLUMNS)]
             report(rows[-1])
-        summarize(rows, results_path(options.results_dir, facts, EXPERIMENT.results_folder))
-    sys.exit(any(row["status"] != "ok" for row in rows))
+        summarize(rows, path)
+    sys.exit(any(row["status"] != "ok" for row in rows) or any(file != path for file in files))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ def measure(batch_size: int, options) -> dict:
 
     device = tensorflow.start(options)
     images, labels = load_data(options)
-    dataset = tensorflow.in_memory_batches(images, labels, batch_size)
-    return tensorflow.measure_training(
-        build_model(options), dataset, len(labels), device, batch_size, options
-    )
+    dataset = tensorflow.in_memory_batches(images, labels, batch_size * device.count)
+    with tensorflow.on_all(device):
+        model = build_model(options)
+    return tensorflow.measure_training(model, dataset, len(labels), device, batch_size, options)
 
 
 if __name__ == "__main__":

@@ -154,10 +154,12 @@ def measure(batch_size: int, options) -> dict:
 
     device = tensorflow.start(options)
     photographs = load_data(options)
+    with tensorflow.on_all(device):
+        model = build_model(options)
     # `tf.data` fills its queue while the first step compiles; that has to drain before rates count.
     return tensorflow.measure_training(
-        build_model(options), make_batches(photographs, batch_size), len(photographs),
-        device, batch_size, options, warmup_steps=PREFETCHED_BATCHES + 1,
+        model, make_batches(photographs, batch_size * device.count), len(photographs), device,
+        batch_size, options, warmup_steps=PREFETCHED_BATCHES + 1,
     )  # fmt: skip
 
 

@@ -82,6 +82,9 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
             help="first keep the device busy until heat slows it no more")  # fmt: skip
         add("--compile", action=argparse.BooleanOptionalAction, default=experiment.compile,
             help="compile the model")  # fmt: skip
+    if experiment.backend in ("pytorch", "tensorflow") and experiment.epochs:
+        add("--num_devices", type=device_count, default=1,
+            help="devices that train together, or all; batch sizes are those of each")  # fmt: skip
     if experiment.backend == "pytorch":
         add_rank_flags(parser)
     add_model_flags(parser, experiment)
@@ -97,8 +100,6 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
 
 def add_rank_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--num_devices", type=device_count, default=1,
-        help="devices that train together, or all; batch sizes are those of each")  # fmt: skip
     add("--num_machines", type=whole_number, default=1, help="start the same command on each")
     add("--machine_rank", type=int, default=0, help="this one's number, from 0; 0 writes the rows")
     add("--main_address", help="machine 0 as the others reach it, host:port")
@@ -132,7 +133,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         stay_awake()
         ignore_overrides()
         require_script(measure)
-        if hasattr(options, "num_devices"):
+        if hasattr(options, "num_machines"):
             require_address(options)
             measure = on_ranks(measure, options)
         raise_open_files_limit()

@@ -29,30 +29,42 @@ class Times(NamedTuple):
     involuntary_switches: int
 
     @classmethod
-    def now(cls) -> "Times":
+    def now(cls, with_siblings: bool = False) -> "Times":
+        """At this moment.
+
+        Args:
+            with_siblings: count as own what this process' parent started, and that one itself.
+        """
         own = resource.getrusage(resource.RUSAGE_SELF)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = sum(t.ru_utime + t.ru_stime for t in (own, ended)) + seconds_of_family()
+        seconds = sum(t.ru_utime + t.ru_stime for t in (own, ended))
+        if with_siblings:
+            parent = psutil.Process().parent()
+            seconds = seconds_of(parent) + seconds_of_family(parent)
+        else:
+            seconds += seconds_of_family(psutil.Process())
         return cls(time.perf_counter(), busy_seconds(), seconds, own.ru_majflt, own.ru_nivcsw)
 
     def since(self, before: "Times") -> "Times":
         return Times(*(after - earlier for after, earlier in zip(self, before, strict=True)))
 
 
-def seconds_of_family() -> float:
+def seconds_of_family(process: psutil.Process) -> float:
     """Processor time of the living processes that this one started, and of what those waited for.
 
     Such as the workers of a data loader.
     """
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:  # it ended: its time is among that of the children that ended
-            continue
-        total += times.user + times.system
-        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-    return total
+    return sum(seconds_of(child) for child in process.children(recursive=True))
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """Processor time of a process, and of the children that it waited for."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it ended: its time is among that of its parent's ended children
+        return 0.0
+    ended = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return times.user + times.system + ended
 
 
 def allowed_cores() -> set[int]:
@@ -87,9 +99,11 @@ class Watch:
     Args:
         device_type: `cpu`, `mps` or `cuda`: the device that works meanwhile.
         index: number of a CUDA card, as the framework counts.
+        with_siblings: whether what this process' parent started works at the same training.
     """
 
-    def __init__(self, device_type: str = "cpu", index: int = 0):
+    def __init__(self, device_type: str = "cpu", index: int = 0, with_siblings: bool = False):
+        self.with_siblings = with_siblings
         self.device_type = device_type
         self.card = harness.card.card_of(index) if device_type == "cuda" else None
         self.spent = None
@@ -97,10 +111,10 @@ class Watch:
 
     def begin(self) -> None:
         self.heat = [self.thermal_state()]
-        self.before = Times.now()
+        self.before = Times.now(self.with_siblings)
 
     def end(self) -> None:
-        self.spent = Times.now().since(self.before)
+        self.spent = Times.now(self.with_siblings).since(self.before)
         self.heat.append(self.thermal_state())
 
     def thermal_state(self) -> str | None:

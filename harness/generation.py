@@ -20,7 +20,7 @@ from tqdm import tqdm
 from harness.endings import is_out_of_memory
 from harness.experiment import Speed
 from harness.machine import output_of
-from harness.process import UsageError, UserError, run_in_fresh_process
+from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
 from harness.terminal import disturbances
@@ -64,6 +64,8 @@ COLUMNS = [
     "n_gpu_layers",
     "layers_on_gpu",
     "layers",
+    "split_mode",
+    "tensor_split",
     "weights_on_gpu_gb",
     "n_threads",
     "flash_attn",
@@ -90,6 +92,8 @@ SPEEDS = (
     Speed("tokens_per_second", "tokens/s", "tokens per second", "text generation", True),
     Speed("prompt_tokens_per_second", "tokens/s", "tokens per second", "prompt", True, "prompt"),
 )
+# Seconds without a row: an answer of a large model takes long on a slow processor.
+PATIENCE = 7200.0
 FIGURES = ("pp512", "tg128")  # llama-bench's, named in place of a question
 
 
@@ -160,7 +164,7 @@ def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) 
     thread = threading.Thread(target=collect)
     thread.start()
     try:
-        return run_in_fresh_process(function, sender, options)
+        return run_in_fresh_process(function, sender, options, patience=PATIENCE)
     finally:
         sender.close()
         thread.join()
@@ -258,6 +262,7 @@ def has_gpu() -> bool:
 def report(row: dict) -> None:
     """One line for a finished row."""
     name = f"{row['question'].partition('?')[0]} ({row['question_iter']})"
+    tell(name)
     if row["status"] != "ok":
         tqdm.write(f"{name}: {row['status']}: {row['error']}")
     elif row["question"].startswith("pp512"):

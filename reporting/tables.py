@@ -180,8 +180,6 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
             row[varied.column] = int(value)
     row["machine"] = row.get("machine") or machine
     row["experiment"] = experiment.chart
-    if experiment.epochs and not older:  # before there was a choice
-        row["thermal_protocol"] = row.get("thermal_protocol") or COLD
     # By the text, because an empty cell, too, is read as NaN.
     loss = float(cells.get("train_loss") or 0)
     if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):
@@ -233,11 +231,22 @@ def typed(name: str, text: str, numbers: set[str], flags: set[str]):
 
 
 def settings(row: dict, experiment: Experiment) -> dict:
-    """All that changes what a row measures, where the row tells: precision, model flags, ..."""
+    """All that changes what a row measures, where the row tells: precision, model flags, ...
+
+    A row of ours that lacks a column is older than the flag, and was measured with its default.
+    """
     varied = {v.column for v in experiment.varied}
     names = [name for name in [*DEFAULTS, *experiment.model_flags] if name not in varied]
     values = {name: row.get(name) for name in dict.fromkeys(names)}
-    return {name: value for name, value in values.items() if value is not None and value == value}
+    if row.get("project_version"):
+        own = {*experiment.columns, *experiment.model_flags}
+        defaults = DEFAULTS | experiment.flag_defaults()
+        values |= {n: defaults[n] for n in own & values.keys() if is_unknown(values[n])}
+    return {name: value for name, value in values.items() if not is_unknown(value)}
+
+
+def is_unknown(value) -> bool:
+    return value is None or value != value or value == ""
 
 
 def in_words(settings: dict, defaults: dict) -> str:

@@ -36,7 +36,13 @@ def loaded(path: Path):
     """A context of the model at `path`."""
     # One thread: several wait for each other whenever another program runs, which is mere noise.
     options = argparse.Namespace(
-        model_path=path, n_gpu_layers=-1, n_threads=1, flash_attn="auto", verbose=False
+        model_path=path,
+        n_gpu_layers=-1,
+        n_threads=1,
+        flash_attn="auto",
+        verbose=False,
+        split_mode="layer",
+        tensor_split="",
     )
     with llama.open_context(llama.load(options), options, n_ctx=1024) as context:
         yield context

@@ -90,12 +90,21 @@ def versions_differ(options):
     ranks.join(options)
 
 
-def machine(rank: str, address: str) -> None:
+def tiny_row_of_an_hour(batch_size, options) -> dict:
+    ranks.STALLED = timedelta(seconds=8)
+    print("training", flush=True)
+    return tiny_row(batch_size, options)
+
+
+def machine(rank: str, address: str, seconds: str = "") -> None:
     """One of two machines, as a program of its own."""
     ours = options(num_devices=1, num_machines=2, machine_rank=int(rank), main_address=address,
                    join_seconds=15.0)  # fmt: skip
+    measure = tiny_row
+    if seconds:
+        measure, ours.max_seconds, ours.epochs = tiny_row_of_an_hour, float(seconds), 10**6
     try:
-        print(ranks.measure_on_ranks(tiny_row, 4, ours).get("num_devices", "nothing to say"))
+        print(ranks.measure_on_ranks(measure, 4, ours).get("num_devices", "nothing to say"))
     except Exception as error:  # noqa: BLE001 - what a test wants to read
         print(f"{type(error).__name__}: {error}")
 

@@ -24,7 +24,14 @@ EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]._replace(
     name="experts", layers=2, embedding=256, heads=4, kv_heads=2, head_size=64, vocabulary=4096,
     experts=8, experts_used=2, expert_feed_forward=256,
 )  # fmt: skip
-OPTIONS = {"verbose": False, "n_gpu_layers": -1, "n_threads": 1, "flash_attn": "auto"}
+OPTIONS = {
+    "verbose": False,
+    "n_gpu_layers": -1,
+    "n_threads": 1,
+    "flash_attn": "auto",
+    "split_mode": "layer",
+    "tensor_split": "",
+}
 
 
 def loaded(model, folder):

@@ -21,7 +21,10 @@ def model(tmp_path_factory):
 
 
 def load(path):
-    return llama.load(Namespace(model_path=path, verbose=False, n_gpu_layers=-1))
+    options = Namespace(
+        model_path=path, verbose=False, n_gpu_layers=-1, split_mode="layer", tensor_split=""
+    )
+    return llama.load(options)
 
 
 def test_name_on_the_hub_is_fetched_once_with_all_its_parts(model, hub, tmp_path):
@@ -121,3 +124,26 @@ def test_questions_of_a_file(tmp_path):
         questions_to_ask(file, 3)
     with pytest.raises(UsageError, match="--questions_file"):
         questions_to_ask(tmp_path, None)
+
+
+def test_gpus_share_a_model_as_asked(model, monkeypatch):
+    import llama_cpp
+
+    given = {}
+
+    def note(path, parameters):
+        given["mode"] = parameters.split_mode
+        given["parts"] = parameters.tensor_split and parameters.tensor_split[:3]
+        return 0  # as where a model cannot be loaded
+
+    monkeypatch.setattr(llama_cpp, "llama_max_devices", lambda: 3)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", note)
+    options = Namespace(model_path=model, verbose=False, n_gpu_layers=-1)
+    for mode, parts, expected in (("row", "3,1", (2, [3, 1, 0])), ("layer", "", (1, None))):
+        options.split_mode, options.tensor_split = mode, parts
+        with pytest.raises(UserError):
+            llama.load(options)
+        assert (given["mode"], given["parts"] or None) == expected
+    options.tensor_split = "1,1,1,1"
+    with pytest.raises(UsageError, match="--tensor_split=1,1,1,1: at most 3 parts"):
+        llama.load(options)

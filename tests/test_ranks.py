@@ -105,7 +105,9 @@ def test_scaling_is_against_this_machines_row_of_one_device():
 
 @pytest.fixture
 def machines():
-    """Two namespaces, a and b, of addresses 10.77.0.1 and 10.77.0.2."""
+    """Two namespaces, a and b, of addresses 10.77.0.1 and 10.77.0.2; yields their interfaces."""
+    # New names each time, because a cable outlives its namespace for a moment.
+    cable = {name: f"speed_{name}{time.monotonic_ns() % 10**6}" for name in "ab"}
 
     def ip(*words):
         return subprocess.run(["ip", *words], capture_output=True, check=True)
@@ -113,25 +115,25 @@ def machines():
     try:
         for name in "ab":
             ip("netns", "add", f"speed_{name}")
-        ip("link", "add", "speed_a", "type", "veth", "peer", "name", "speed_b")
+        ip("link", "add", cable["a"], "type", "veth", "peer", "name", cable["b"])
         for number, name in enumerate("ab", start=1):
             inside = ("-n", f"speed_{name}")
-            ip("link", "set", f"speed_{name}", "netns", f"speed_{name}")
-            ip(*inside, "addr", "add", f"10.77.0.{number}/24", "dev", f"speed_{name}")
-            ip(*inside, "link", "set", f"speed_{name}", "up")
+            ip("link", "set", cable[name], "netns", f"speed_{name}")
+            ip(*inside, "addr", "add", f"10.77.0.{number}/24", "dev", cable[name])
+            ip(*inside, "link", "set", cable[name], "up")
             ip(*inside, "link", "set", "lo", "up")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("network namespaces need root, and the package iproute2")
     finally_remove = [("netns", "del", "speed_a"), ("netns", "del", "speed_b")]
-    yield
+    yield cable
     for words in finally_remove:
         with contextlib.suppress(subprocess.CalledProcessError):
             ip(*words)
 
 
-def start(name, rank):
-    command = ["ip", "netns", "exec", f"speed_{name}", sys.executable,
-               ROOT / "tests/rank_functions.py", str(rank), "10.77.0.1:29411"]  # fmt: skip
+def start(name, rank, *seconds):
+    inside = ["ip", "netns", "exec", f"speed_{name}", sys.executable]
+    command = [*inside, ROOT / "tests/rank_functions.py", str(rank), "10.77.0.1:29411", *seconds]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -147,3 +149,15 @@ def test_two_machines_train_together_and_machine_0_has_the_row(machines):
 def test_a_machine_that_never_joins_is_one_line(machines):
     said = start("a", 0).communicate(timeout=100)[0]
     assert "not all machines joined at 10.77.0.1:29411 within 15 s" in said
+
+
+def test_a_machine_taken_away_while_they_train_is_one_line(machines):
+    first, second = start("a", 0, "3600"), start("b", 1, "3600")
+    assert first.stdout.readline() == second.stdout.readline() == "training\n"
+    time.sleep(5)
+    subprocess.run(["ip", "-n", "speed_b", "link", "set", machines["b"], "down"], check=True)
+    cut = time.monotonic()
+    said = first.communicate(timeout=100)[0]
+    second.kill()
+    assert time.monotonic() - cut < 60
+    assert "RuntimeError: rank 0: " in said and len(said.splitlines()) == 1

@@ -62,7 +62,7 @@ def test_precision_is_proven_without_help_of_the_processor(monkeypatch):
 
     before = tf.config.get_soft_device_placement()
     monkeypatch.setattr(tensorflow, "fine_products", watched)
-    monkeypatch.setattr(tensorflow.Device, "name", "/CPU:0")
+    monkeypatch.setattr(tensorflow.Device, "names", ["/CPU:0"])
     with pytest.raises(utils.UsageError, match="--precision=bf16: mps cannot do it"):
         tensorflow.require_precision(METAL, "bf16")
     assert placement == [False]

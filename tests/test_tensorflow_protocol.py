@@ -233,7 +233,7 @@ def metal(monkeypatch):
     monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
-    monkeypatch.setattr(tensorflow.Device, "name", "/CPU:0")
+    monkeypatch.setattr(tensorflow.Device, "names", ["/CPU:0"])
 
 
 def test_metal_is_mps_and_refuses_to_compile(options, metal):

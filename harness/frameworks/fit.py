@@ -48,7 +48,7 @@ class TimedFit(keras.callbacks.CallbackList):
 
 def measure_fit(
     model, data: dict, backend, samples: int, device, batch_size: int, options,
-    warmup_steps: int = WARMUP_STEPS,
+    warmup_steps: int = WARMUP_STEPS, devices: int = 1,
 ) -> dict:  # fmt: skip
     """Train a compiled classifier under the shared clock, then probe it without its pipeline.
 
@@ -57,11 +57,14 @@ def measure_fit(
         backend: its module.
         samples: of one epoch.
         device: has a `type` and an `index`.
+        batch_size: of one device.
         warmup_steps: steps after the first one that the steady rate leaves out.
+        devices: how many train together.
 
     Returns:
         The measured columns of a row.
     """
+    batch_size *= devices
     if batch_size > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
     clock = Clock(
@@ -70,7 +73,8 @@ def measure_fit(
         options.epochs,
         backend.synchronize(model),
         options.max_seconds,
-        energy_meter(device.type, device.index or 0),
+        # Of several, one device's joules are too few.
+        energy_meter(device.type, device.index or 0) if devices == 1 else None,
         warmup_steps,
         watch=Watch(device.type, device.index or 0),
         soak=soak_for(options),

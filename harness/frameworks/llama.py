@@ -20,13 +20,15 @@ import harness.machine
 from harness import gguf_file
 from harness.energy import EnergyMeter, energy_meter
 from harness.frameworks import llama_log
-from harness.process import UserError
+from harness.process import UsageError, UserError
 from harness.twins.gguf import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
     "max_tokens",
     "n_ctx",
     "n_gpu_layers",
+    "split_mode",
+    "tensor_split",
     "n_threads",
     "flash_attn",
     "seed",
@@ -35,6 +37,8 @@ SHARED_OPTIONS = (
     "other_load_percent",
     "other_benchmark_running",
 )
+# How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
+SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}
 METADATA_BYTES = 2**18  # of the longest value that is read, a chat template
 LOG: list[str] = []  # all that llama.cpp says in this process
 
@@ -87,6 +91,12 @@ def load(options) -> Llm:
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
+    parameters.split_mode = SPLIT_MODES[options.split_mode]
+    parts = [float(part) for part in options.tensor_split.split(",") if part]
+    if len(parts) > (most := llama_cpp.llama_max_devices()):
+        raise UsageError(f"--tensor_split={options.tensor_split}: at most {most} parts")
+    if parts:
+        parameters.tensor_split = (ctypes.c_float * most)(*parts)  # 0 for those not named
     model = llama_cpp.llama_model_load_from_file(str(options.model_path).encode(), parameters)
     log = "".join(LOG[said:])
     if not model:

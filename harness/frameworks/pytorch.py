@@ -13,8 +13,6 @@ import harness.machine
 from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
-from harness.disturbance import Watch
-from harness.energy import energy_meter
 from harness.frameworks import ranks
 from harness.process import UsageError
 from harness.soak import soak_for
@@ -215,9 +213,9 @@ def measure_training(
         options.epochs,
         synchronize(device),
         options.max_seconds,
-        energy_meter(device.type, device.index or 0),
+        ranks.energy_meter(device),
         warmup_steps,
-        watch=Watch(device.type, device.index or 0),
+        watch=ranks.watch(device),
         team=ranks.team(device),
         soak=soak_for(options),
     )

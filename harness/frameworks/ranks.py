@@ -18,8 +18,10 @@ from datetime import timedelta
 
 import psutil
 
+import harness.energy
 from harness import PROJECT_VERSION
 from harness.clock import Team
+from harness.disturbance import Watch
 from harness.machine import usable_cores
 from harness.process import UsageError, UserError, tell
 
@@ -224,6 +226,18 @@ def leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def energy_meter(device) -> harness.energy.EnergyMeter | None:
+    """A meter of the device; none where it is one of several: its joules are not all."""
+    if size() > 1:
+        return None
+    return harness.energy.energy_meter(device.type, device.index or 0)
+
+
+def watch(device) -> Watch:
+    """A watch of the machine, on which other ranks are no disturbance."""
+    return Watch(device.type, device.index or 0, with_siblings=size() > 1)
 
 
 def team(device) -> Team:

@@ -89,15 +89,20 @@ FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 class Device(NamedTuple):
-    """`cpu`, `mps` (Metal, which TensorFlow calls GPU:0) or `cuda` with the number of the card."""
+    """`cpu`, `mps` (Metal, which TensorFlow calls GPU:0) or `cuda` with the number of the card.
+
+    Or `count` of that kind, which train together; a processor then stands for several.
+    """
 
     type: str
     index: int = 0
+    count: int = 1
 
     @property
-    def name(self) -> str:
-        """As `tf.device` wants it; of several cards only the chosen one is visible."""
-        return "/CPU:0" if self.type == "cpu" else "/GPU:0"
+    def names(self) -> list[str]:
+        """As `tf.device` wants them; only the chosen cards are visible."""
+        kind = "CPU" if self.type == "cpu" else "GPU"
+        return [f"/{kind}:{number}" for number in range(self.count)]
 
 
 def start(options) -> Device:
@@ -110,7 +115,7 @@ def start(options) -> Device:
     Raises:
         UsageError: the device is missing, cannot compute in the precision, or cannot compile.
     """
-    device = choose_device(options.device)
+    device = choose_device(options.device, vars(options).get("num_devices", 1))  # Keras' have one
     if options.compile and device.type == "mps":
         raise UsageError("--compile: XLA does not run on Metal; measure without it")
     keras.utils.set_random_seed(options.seed)
@@ -123,8 +128,14 @@ def start(options) -> Device:
     return device
 
 
-def choose_device(name: str) -> Device:
-    """The first GPU, or else the CPU, for `auto`; else the device of that name."""
+def choose_device(name: str, count: int | str = 1) -> Device:
+    """The first GPU, or else the CPU, for `auto`; else the device of that name.
+
+    Args:
+        count: how many of the kind, or `all`.
+    """
+    if count != 1:
+        return choose_devices(name, count)
     if name == "auto":
         name = gpu_type() if GPUS else "cpu"
     if name == "cpu":
@@ -139,6 +150,39 @@ def choose_device(name: str) -> Device:
     # Otherwise TensorFlow takes nearly all memory at once.
     tf.config.experimental.set_memory_growth(GPUS[index], True)
     return Device(wanted, index)
+
+
+def choose_devices(kind: str, count: int | str) -> Device:
+    """Several devices that train together.
+
+    Raises:
+        UsageError: there are not that many.
+    """
+    if ":" in kind:
+        raise UsageError(f"--num_devices: --device={kind} names one device; take cuda or cpu")
+    if kind == "auto":
+        kind = gpu_type() if GPUS else "cpu"
+    there = harness.cores.usable_cores() if kind == "cpu" else len(GPUS) * (kind == gpu_type())
+    count = there if count == "all" else count
+    if not 0 < count <= there:
+        raise UsageError(f"--num_devices={count}: there are {there} of {kind} on this machine")
+    if kind == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+        (processor,) = tf.config.list_physical_devices("CPU")
+        parts = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(processor, parts)
+    else:
+        tf.config.set_visible_devices(GPUS[:count], "GPU")
+        for card in GPUS[:count]:
+            tf.config.experimental.set_memory_growth(card, True)
+    return Device(kind, 0, count)
+
+
+def on_all(device: Device):
+    """The context in which a model is built: its weights on each device, gradients averaged."""
+    if device.count == 1:
+        return contextlib.nullcontext()
+    return tf.distribute.MirroredStrategy(device.names).scope()
 
 
 def gpu_type() -> str:
@@ -169,8 +213,10 @@ def require_precision(device: Device, precision: str) -> None:
     softly = tf.config.get_soft_device_placement()
     tf.config.set_soft_device_placement(False)
     try:
-        with tf.device(device.name):
-            results = fine_products(DTYPES[precision])
+        results = []
+        for name in device.names:
+            with tf.device(name):
+                results += fine_products(DTYPES[precision])
     except tf.errors.OpError:
         raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
     finally:
@@ -208,7 +254,7 @@ def prepare(options, fetch) -> dict:
     """
     device = start(options)
     data = choose_data(options.data, lambda: fetch(options))
-    return facts(device) | {"data": data}
+    return facts(device) | {"data": data, "num_devices": device.count}
 
 
 def facts(device: Device) -> dict:
@@ -271,8 +317,10 @@ def measure_training(
     """Train a compiled classifier under the shared clock, then probe it without its pipeline.
 
     Args:
-        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,).
+        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,),
+            each for all devices together.
         samples: of one epoch.
+        batch_size: of one device.
         warmup_steps: steps after the first one that the steady rate leaves out.
 
     Returns:
@@ -280,7 +328,7 @@ def measure_training(
     """
     return measure_fit(
         model, fit_arguments(dataset), sys.modules[__name__], samples, device, batch_size, options,
-        warmup_steps,
+        warmup_steps, device.count,
     )  # fmt: skip
 
 
@@ -304,8 +352,9 @@ def make_train_step(model, features, labels):
     """One update as in `fit`, on the same batch each time; of a model that `fit` has trained."""
     # Through an iterator, as in the run: there a step's batch comes from the host, and its loss
     # goes back to it, which is none of the pipeline's doing.
-    ready = iter(without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat()))
-    return lambda: model.train_function(ready)
+    ready = without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat())
+    shared = iter(model.distribute_strategy.experimental_distribute_dataset(ready))
+    return lambda: model.train_function(shared)
 
 
 def placed_on(model) -> str:
@@ -329,17 +378,20 @@ def forget_trials(device: Device) -> None:
     What they need for that may be several times what the chosen ones do.
     """
     if device.type == "cuda":
-        tf.config.experimental.reset_memory_stats("GPU:0")
+        for number in range(device.count):
+            tf.config.experimental.reset_memory_stats(f"GPU:{number}")
 
 
 def peak_memory_gb(device: Device) -> float | None:
     """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
 
-    None where TensorFlow does not tell; on Metal it says 0.
+    Of several devices the largest. None where TensorFlow does not tell; on Metal it says 0.
     """
     if device.type == "cpu":
         return harness.machine.peak_resident_gb()
     try:
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9 or None
+        cards = [f"GPU:{number}" for number in range(device.count)]
+        peaks = [tf.config.experimental.get_memory_info(card)["peak"] for card in cards]
+        return max(peaks) / 1e9 or None
     except (ValueError, RuntimeError, tf.errors.OpError):
         return None

@@ -12,8 +12,6 @@ from accelerate.utils import send_to_device
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.clock import Clock
-from harness.disturbance import Watch
-from harness.energy import energy_meter
 from harness.frameworks import ranks
 from harness.frameworks.pytorch import (
     complete_row,
@@ -130,8 +128,8 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
         options.epochs,
         synchronize(device),
         options.max_seconds,
-        energy_meter(device.type, device.index or 0),
-        watch=Watch(device.type, device.index or 0),
+        ranks.energy_meter(device),
+        watch=ranks.watch(device),
         team=ranks.team(device),
         soak=soak_for(options),
     )
