@@ -210,7 +210,9 @@ def join(options) -> None:
         torch.cuda.set_device(local)
     else:
         options.device = "cpu"
-        torch.set_num_threads(max(1, usable_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        threads = max(1, usable_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would choose, and say so
+        torch.set_num_threads(threads)
     patience = STALLED_COMPILING if options.compile else STALLED
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=patience)
     mine = f"torch {torch.__version__}, project {PROJECT_VERSION}"

@@ -60,6 +60,8 @@ def training_arguments(batch_size, options, device, scratch, **hyperparameters):
         fp16=options.precision == "fp16",
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=on_cuda,
+        # What does not learn has no gradient to wait for, and all else takes part in every step.
+        ddp_find_unused_parameters=False,
         dataloader_drop_last=True,  # as in every training here: all batches have one size
         accelerator_config={"non_blocking": on_cuda},
         optim="adamw_torch" + "_fused" * has_fused_adam(device, options.precision),
