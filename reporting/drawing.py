@@ -1,6 +1,7 @@
 """What all charts draw with: colours fixed per machine, bars with whiskers, gaps, hatches."""
 
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ COLOURS = [
     *("#00C2F9", "#9F0162", "#00FCCF", "#FF5AAF", "#A40122", "#FFB2FD"),
 ]
 EXTRAPOLATED, SYNTHETIC = "////", "..."
+WIDEST = 46  # characters of a name in one line: bars need room beside it
 HATCHES = {EXTRAPOLATED: "extrapolated from a short run", SYNTHETIC: "synthetic data"}
 
 
@@ -97,6 +99,11 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def in_lines(name: str) -> str:
+    """A long name in as many lines as it needs; one that has lines already keeps them."""
+    return name if "\n" in name else textwrap.fill(name, WIDEST)
+
+
 def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_digits) -> None:
     """A bar with its number per name, the first on top."""
     places = range(len(names))
@@ -108,7 +115,7 @@ def horizontal_bars(axes, names, values, errors, colours, hatches, fmt=three_dig
     for patch, marks in zip(drawn, hatches, strict=True):
         patch.set_hatch(marks)
     axes.bar_label(drawn, fmt=fmt, padding=3, fontsize=9)
-    axes.set_yticks(places, names, fontsize=9)
+    axes.set_yticks(places, [in_lines(name) for name in names], fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.margins(x=0.18)
     axes.grid(axis="x", alpha=0.3)
@@ -121,7 +128,7 @@ def draw_curves(axes, title: str, axis: str, rows: pd.DataFrame, colours: dict) 
         points = points.sort_values("x")
         axes.errorbar(
             points["x"], points["speed"], whiskers(points["speed"], points["ci95"].fillna(0)),
-            marker="o", capsize=2, color=colours[series], label=series,
+            marker="o", capsize=2, color=colours[series], label=in_lines(series),
         )  # fmt: skip
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(axis)
