@@ -42,7 +42,7 @@ EXPERIMENT = utils.Experiment(
     ),
     samples=SAMPLES,
     classes=NUM_CLASSES,
-    quick={"batch_sizes": "32"},
+    quick={"backends": "jax", "batch_sizes": "32"},
     columns=("keras_backend", *utils.COLUMNS),
 )  # fmt: skip
 

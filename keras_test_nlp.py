@@ -43,7 +43,7 @@ EXPERIMENT = utils.Experiment(
     ),
     samples=SAMPLES,
     classes=2,
-    quick={"batch_sizes": "32"},
+    quick={"backends": "jax", "batch_sizes": "32"},
     model_flags={
         "embed_dim": 128,
         "num_heads": 8,

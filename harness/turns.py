@@ -1,6 +1,7 @@
 """Starts of scripts for one number each, and how a given time is divided among them."""
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from harness.experiment import Experiment
 
-GUESS = 45.0  # seconds that a start costs, until one was measured
+GUESS = 45.0  # seconds that a start costs, until some were measured
+ENOUGH = 3  # costs of scripts, whose median is a better guess: a single one may be far off
 SHORTEST = 3.0  # seconds of steady work under which a number is not worth its start
 
 
@@ -57,10 +59,11 @@ class Budget:
         return self.total - self.used
 
     def cost(self, turn: Turn) -> float:
-        """As measured for this script, else for its framework, else the mean of all."""
+        """As measured for this script, else for its framework, else the median of scripts."""
         known = [self.costs.get(turn.script.name), self.costs.get(turn.experiment.backend)]
-        mean = sum(self.costs.values()) / len(self.costs) if self.costs else GUESS
-        return next(cost for cost in [*known, mean] if cost)
+        scripts = [cost for name, cost in self.costs.items() if name.endswith(".py")]
+        guess = statistics.median(scripts) if len(scripts) >= ENOUGH else GUESS
+        return next(cost for cost in [*known, guess] if cost)
 
     def learn(self, turn: Turn, seconds: float) -> None:
         for name in (turn.script.name, turn.experiment.backend):

@@ -123,6 +123,14 @@ def test_time_is_divided_among_what_fits():
     assert Budget(10.0).divide(turns) == ([], 0.0)
 
 
+def test_one_costly_script_says_nothing_of_the_others():
+    turns = [turn(f"other_{number}.py") for number in range(12)]
+    costly = {"slow_test.py": 170.0, "slow": 170.0}
+    assert len(Budget(300.0, costs=costly).divide(turns)[0]) == 6
+    cheap = {f"quick_{number}_test.py": 10.0 for number in range(2)}
+    assert len(Budget(300.0, costs=costly | cheap).divide(turns)[0]) == 12
+
+
 def test_rounds_begin_with_one_number_of_each_framework():
     options = Namespace(minutes=1.0, precisions=["fp32"])
     experiments, _ = run_all.choose_experiments(Namespace(only=None, skip=None))
