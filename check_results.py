@@ -64,6 +64,7 @@ LATER_LLM_COLUMNS = {
     *("peak_memory_gb", "weights_gb", "kv_cache_gb", "compute_buffers_gb", "weights_on_gpu_gb"),
     *("energy_joules_per_token", "average_power_watts", "description", "depth", "parallel"),
     *("flash_attn_used", "questions_file", "system_prompt", "split_mode", "tensor_split"),
+    *("thermal_protocol", "soak_seconds"),
 }
 
 

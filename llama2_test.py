@@ -32,6 +32,7 @@ from tqdm import tqdm
 import harness.cores
 import harness.data
 import harness.machine
+import harness.soak
 import harness.twins.gguf
 import utils
 from harness import PROJECT_VERSION, gguf_file, markdown
@@ -68,6 +69,7 @@ from harness.generation import (
 from harness.launch import require_script
 from harness.questions import QUESTIONS, questions_to_ask
 from harness.results import UnreadableResults
+from harness.soak import SUSTAINED
 from harness.startup import one_line_errors, only_benchmark, require_saving, require_writable
 from harness.sweep import failed, save
 
@@ -123,6 +125,7 @@ def parse_arguments() -> argparse.Namespace:
         'tg128, such as "1, 4, 16"; default: 1')  # fmt: skip
     add("--max_seconds", type=seconds, help="stop after the answer in which they are over")
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between answers")
+    harness.soak.add_flag(add)
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--n_ctx", type=whole_number, default=1024, help="context; default: %(default)s")
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
@@ -219,6 +222,8 @@ def measure_all(sender, options) -> list[Path | None]:
         raise utils.UserError(str(error)) from None
     bandwidth = measured_bandwidth(options.results_dir, facts["machine"])
     announce(facts, options)
+    if options.thermal_protocol == SUSTAINED:
+        facts |= llama_bench.soak(llm, options)
     sender.send(facts)
     start = time.monotonic()
     walk, files = rows_of(llm, prompts, options), []

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import harness.data
 import harness.machine
+import harness.soak
 import utils
 from harness import PROJECT_VERSION
 from harness.arguments import (
@@ -55,12 +56,14 @@ from harness.generation import (
     report,
     results_path,
     run_and_collect,
+    soaked,
     summarize,
 )
 from harness.launch import require_script
 from harness.process import run_in_fresh_process, value_of
 from harness.questions import QUESTIONS
 from harness.results import UnreadableResults
+from harness.soak import SUSTAINED
 from harness.startup import one_line_errors, only_benchmark, require_saving, require_writable
 from harness.sweep import save
 from harness.twins.gguf import ARCHITECTURES
@@ -106,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max_tokens", type=whole_number, default=500, help="default: %(default)s")
     add("--bench_repetitions", type=int, default=5, help="of pp512 and tg128; default: 5")
     add("--max_seconds", type=seconds, help="stop after the row in which they are over")
+    harness.soak.add_flag(add)
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
@@ -192,6 +196,9 @@ def measure_all(sender, options) -> list[Path | None]:
     except UnreadableResults as error:
         raise utils.UserError(str(error)) from None
     announce(facts, options)
+    facts["thermal_protocol"] = options.thermal_protocol
+    if options.thermal_protocol == SUSTAINED:
+        facts |= soaked(lambda: mlx_lm.bench_generation(model, tokenizer, config["vocab_size"]))
     sender.send(facts)
     sampled = (options.seed, options.temperature)
 

@@ -25,10 +25,10 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import psutil
 from tqdm import tqdm
 
 from harness.arguments import CommandLine, device_name, machine_name, names_of, path_name, seconds
+from harness.cores import usable_memory
 from harness.experiment import Experiment
 from harness.process import UsageError, UserError
 from harness.results import UnreadableResults, read_rows
@@ -212,7 +212,7 @@ def too_large(turn: Turn, options) -> bool:
         return False
     (small, less), (large, more) = min(peaks.items()), max(peaks.items())
     expected = more + (more - less) / (large - small) * (wanted - large)
-    return expected > psutil.virtual_memory().total / 1e9
+    return expected > usable_memory() / 1e9
 
 
 # Pictures, and this machine among the others

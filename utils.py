@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import harness.soak
 from harness.arguments import (
     CommandLine,
     device_count,
@@ -28,7 +29,6 @@ from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import UsageError, UserError
 from harness.results import COLUMNS, MACHINE_COLUMNS, read_rows
-from harness.soak import COLD, SUSTAINED
 from harness.startup import (
     ignore_overrides,
     one_line_errors,
@@ -78,8 +78,7 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     if experiment.epochs:
         add("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-        add("--soak", dest="thermal_protocol", action="store_const", const=SUSTAINED, default=COLD,
-            help="first keep the device busy until heat slows it no more")  # fmt: skip
+        harness.soak.add_flag(add)
         add("--compile", action=argparse.BooleanOptionalAction, default=experiment.compile,
             help="compile the model")  # fmt: skip
     if experiment.backend in ("pytorch", "tensorflow") and experiment.epochs:

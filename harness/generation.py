@@ -10,6 +10,7 @@ import platform
 import statistics
 import sys
 import threading
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from harness.machine import output_of
 from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
+from harness.soak import Soak
 from harness.terminal import disturbances
 
 COLUMNS = [
@@ -74,6 +76,8 @@ COLUMNS = [
     "temperature",
     "questions_file",
     "system_prompt",
+    "thermal_protocol",
+    "soak_seconds",
     *MACHINE_COLUMNS,
 ]
 
@@ -169,6 +173,19 @@ def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) 
         sender.close()
         thread.join()
         receiver.close()
+
+
+def soaked(generate: Callable[[], dict]) -> dict:
+    """Generate until the speed is steady; the columns of the rows that are measured then.
+
+    Args:
+        generate: makes one repetition of tg128, and returns its row.
+    """
+    soak = Soak()
+    while not soak.over(time.monotonic(), generate()["tokens_per_second"]):
+        tell(f"soaking for {soak.seconds:.0f} s")
+    tqdm.write(f"soaked for {soak.seconds:.0f} s")
+    return soak.columns()
 
 
 def failed_row(outcome: dict, facts: dict, where: tuple[str, int]) -> dict:

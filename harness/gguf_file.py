@@ -95,17 +95,17 @@ def what_it_is(start: bytes) -> str:
     return f"it starts with {start[:4]!r}"
 
 
-def require_memory(path: Path, memory) -> None:
-    """Raises UserError where the model is larger than the machine's memory, `psutil`'s `memory`.
+def require_memory(path: Path, usable: int, free: int) -> None:
+    """Raises UserError where the model is larger than what this process may use, in bytes.
 
     One that only takes more than is free still runs, as the system makes room; that is said.
     """
     needed = size(path)
     takes = f"the model takes {needed / 1e9:.1f} GB"
-    if needed > memory.total:
+    if needed > usable:
         raise UserError(
-            f"{path}: too little memory: {takes}, and this machine has {memory.total / 1e9:.1f} GB"
+            f"{path}: too little memory: {takes}, and this machine has {usable / 1e9:.1f} GB"
         )
-    if needed > memory.available:
-        free = f"{memory.available / 1e9:.1f} GB are free"
+    if needed > free:
+        free = f"{free / 1e9:.1f} GB are free"
         print(f"Note: {takes}, and {free}: close other programs, or it may swap")

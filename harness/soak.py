@@ -6,6 +6,7 @@ of the two they are, because the two do not compare.
 
 import statistics
 from collections import deque
+from collections.abc import Callable
 
 COLD, SUSTAINED = "cold", "sustained"  # of the column `thermal_protocol`
 SPAN = 120.0  # seconds whose trend is looked at: over fewer, noise alone looks like one
@@ -44,6 +45,12 @@ def trend(times: tuple[float, ...], speeds: tuple[float, ...]) -> float:
     """How the speed changes in a minute, as a part of itself: the slope of a straight line."""
     slope = statistics.linear_regression(times, speeds).slope
     return 60 * slope / statistics.mean(speeds)
+
+
+def add_flag(add: Callable) -> None:
+    """`--soak`, with the `add_argument` of a command line; its value is `thermal_protocol`."""
+    add("--soak", dest="thermal_protocol", action="store_const", const=SUSTAINED, default=COLD,
+        help="first keep the device busy until heat slows it no more")  # fmt: skip
 
 
 def soak_for(options) -> Soak | None:

@@ -302,10 +302,10 @@ def test_too_small_context_is_bad_usage(model, tmp_path):
 def test_too_little_memory(model, capsys):
     size = model.stat().st_size
     with pytest.raises(utils.UserError, match="too little memory"):
-        gguf_file.require_memory(model, Namespace(total=size - 1, available=0))
-    gguf_file.require_memory(model, Namespace(total=2 * size, available=size))
+        gguf_file.require_memory(model, size - 1, 0)
+    gguf_file.require_memory(model, 2 * size, size)
     assert capsys.readouterr().out == ""
-    gguf_file.require_memory(model, Namespace(total=2 * size, available=size - 1))
+    gguf_file.require_memory(model, 2 * size, size - 1)
     assert "it may swap" in capsys.readouterr().out
 
 

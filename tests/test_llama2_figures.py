@@ -8,6 +8,7 @@ import harness.twins.gguf
 from harness import markdown
 from harness.bandwidth import measured_bandwidth
 from harness.frameworks import llama, llama_bench
+from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.generation import (
     attempt,
     figure_parts,
@@ -210,3 +211,20 @@ def test_markdown_is_llama_benchs_table():
         "| llama 7B Q4_0                  |   3.56 GiB |     6.74 B | CPU        |       2 "
         "|   tg128 @ d4096 |          5.50 ± 0.00 |",
     ]
+
+
+def test_a_soak_generates_until_the_speed_is_steady(tiny, monkeypatch):
+    monkeypatch.setattr("harness.soak.SPAN", 0.2)
+    monkeypatch.setattr("harness.soak.LONGEST", 0.5)
+    generated = []
+    measure = llama_bench.measure
+
+    def counted(context, figure, states):
+        generated.append(figure)
+        return measure(context, figure, states)
+
+    monkeypatch.setattr(llama_bench, "measure", counted)
+    found = llama_bench.soak(*tiny)
+    assert 0.2 <= found["soak_seconds"] < 5
+    assert set(generated) == {"tg128"} and len(generated) > 2
+    assert {"thermal_protocol", "soak_seconds"} <= set(LLM_COLUMNS)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import psutil
 
+import harness.cores
 import harness.machine
 from harness import gguf_file
 from harness.energy import EnergyMeter, energy_meter
@@ -34,6 +35,7 @@ SHARED_OPTIONS = (
     "seed",
     "temperature",
     "system_prompt",
+    "thermal_protocol",
     "other_load_percent",
     "other_benchmark_running",
 )
@@ -84,7 +86,8 @@ def load(options) -> Llm:
     import llama_cpp
 
     if not computes_on_gpu(options) or platform.system() == "Darwin":
-        gguf_file.require_memory(options.model_path, psutil.virtual_memory())
+        free = psutil.virtual_memory().available
+        gguf_file.require_memory(options.model_path, harness.cores.usable_memory(), free)
     os.environ["LLAMA_TRACE"] = "1"  # its log lists the tensors
     capture_log(options.verbose)
     said = len(LOG)

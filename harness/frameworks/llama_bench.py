@@ -23,7 +23,7 @@ from harness.frameworks.llama import (
     parts_of,
     peak_memory_gb,
 )
-from harness.generation import attempt, figure_parts
+from harness.generation import attempt, figure_parts, soaked
 from harness.stopwatch import stopwatch, watched_columns
 
 PP_TOKENS, TG_TOKENS = 512, 128
@@ -47,6 +47,13 @@ def rows(llm: Llm, turns: list[tuple[str, int]], states: dict, options, meter) -
         prepare(context, figure, states)
         for turn in turns:
             yield attempt(turn, functools.partial(measure, context, figure, states, meter))
+
+
+def soak(llm: Llm, options) -> dict:
+    """Columns of what is measured once generating has become steady."""
+    with open_context(llm, options, *context_size("tg128")) as context:
+        prepare(context, "tg128", {})
+        return soaked(functools.partial(measure, context, "tg128", {}))
 
 
 def prepare(context: Context, figure: str, states: dict) -> None:
