@@ -198,6 +198,7 @@ def test_signals_end_like_ctrl_c(script, tmp_path, number):  # noqa: F811
     process = subprocess.Popen(
         command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "wait"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests' own nohup
     )  # fmt: skip
     next(line for line in process.stdout if "waiting" in line)
     os.kill(process.pid, number)  # this process alone, as `kill` and a service manager do
