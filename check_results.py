@@ -41,6 +41,7 @@ RANGES = {
     "tokens_per_second": (1e-6, 1e7),
     "prompt_tokens_per_second": (1e-6, 1e8),
     "input_bound_percent": (-1e4, 100),
+    "communication_percent": (-1e4, 100),
     "sustained_ratio": (0, 100),
     "n_gpu_layers": (-1, 1e4),
     "test_accuracy": (0, 1),

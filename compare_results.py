@@ -93,7 +93,8 @@ def measured(results) -> list[dict]:
     return [
         {
             "experiment": (experiment := results.experiments[row["experiment"]]).title,
-            "backend": experiment.backend,
+            "trained_by": trained_by(experiment, row),
+            "device": row["settings"].get("device"),  # where it is not the machine's usual one
             "network": (experiment.task, experiment.model, experiment.dataset),
             "facts": facts(row),
             **{name: row[name] for name in ("machine", "configuration", "test", "unit")},
@@ -101,6 +102,16 @@ def measured(results) -> list[dict]:
         }
         for row in rows[is_good(rows)].to_dict("records")
     ]
+
+
+def trained_by(experiment, row: dict) -> tuple[str, str]:
+    """The framework, and Keras' backend with it; and the rest of the test, such as `batch 32`."""
+    named = [
+        (varied.column == f"{experiment.backend}_backend", varied.named(value))
+        for varied, value in zip(experiment.varied, row["varied"], strict=True)
+    ]
+    framework = " on ".join([experiment.title.partition(", ")[0], *(n for own, n in named if own)])
+    return framework, ", ".join(n for own, n in named if not own)
 
 
 def facts(row: dict) -> dict:
@@ -147,14 +158,17 @@ def pair_frameworks(numbers: list[dict], machine: str) -> list[dict]:
     mine = [number for number in numbers if number["machine"] == machine]
     compared = []
     for x, y in itertools.combinations(mine, 2):
-        alike = all(x[name] == y[name] for name in ("network", "test", "configuration"))
-        if not alike or x["backend"] == y["backend"]:
+        (first, test), (second, other_test) = x["trained_by"], y["trained_by"]
+        alike = (
+            all(x[name] == y[name] for name in ("network", "unit", "device")) and test == other_test
+        )
+        if not alike or first == second:
             continue
         if not differences(x, y, but=("framework", "compile")):
             # Titles begin with the framework.
-            (first, _, network), (second, *_) = (n["experiment"].partition(", ") for n in (x, y))
+            network = x["experiment"].partition(", ")[2]
             title = f"{network}: {first} / {second}"
-            compared.append(comparison(x, y, []) | {"experiment": title})
+            compared.append(comparison(x, y, []) | {"experiment": title, "test": test})
     return sorted(compared, key=lambda row: row["experiment"])
 
 

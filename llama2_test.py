@@ -156,7 +156,11 @@ def all_or_number(text: str) -> int | None:
 
 def proportions(text: str) -> str:
     """As the row says it: `3,1`."""
-    return ",".join(map(str, counts(text))) if text else text
+    try:
+        return ",".join(map(str, counts(text))) if text else text
+    except argparse.ArgumentTypeError:
+        form = 'whole numbers separated by commas, such as "3, 1"'
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {form}") from None
 
 
 # Model
@@ -227,6 +231,7 @@ def measure_all(sender, options) -> list[Path | None]:
     sender.send(facts)
     start = time.monotonic()
     walk, files = rows_of(llm, prompts, options), []
+    generated = False
     for row in tqdm(walk, desc="llama", total=len(options.plan), unit=" rows", disable=None):
         row = {**facts, **row}
         if bandwidth and row.get("bandwidth_gb_per_second"):
@@ -234,7 +239,8 @@ def measure_all(sender, options) -> list[Path | None]:
         files.append(save(path, row, COLUMNS))
         sender.send(row)
         report(row)
-        if options.max_seconds and time.monotonic() - start >= options.max_seconds:
+        generated |= bool(row.get("tokens_per_second"))  # a prompt alone is no number to keep
+        if options.max_seconds and generated and time.monotonic() - start >= options.max_seconds:
             tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
             break
         time.sleep(options.cooldown)

@@ -214,6 +214,7 @@ def measure_all(sender, options) -> list[Path | None]:
     # Keeps out of the rows what the first call costs.
     mlx_lm.generate(model, tokenizer, prompts[asked[0]], min(16, options.max_tokens), *sampled)
     start, files = time.monotonic(), []
+    generated = False
     for question, iteration in tqdm(plan(options), desc="mlx-lm", unit=" rows", disable=None):
         row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
         try:
@@ -224,7 +225,8 @@ def measure_all(sender, options) -> list[Path | None]:
         files.append(save(path, row, COLUMNS))
         sender.send(row)
         report(row)
-        if options.max_seconds and time.monotonic() - start >= options.max_seconds:
+        generated |= bool(row.get("tokens_per_second"))  # a prompt alone is no number to keep
+        if options.max_seconds and generated and time.monotonic() - start >= options.max_seconds:
             tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
             break
     return files

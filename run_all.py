@@ -45,7 +45,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 def parse_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("--minutes", type=seconds, default=30.0, help="for everything; default: 30")
+    add("--minutes", type=minutes, default=30.0, help="for everything; default: 30")
     add("--only", help='scripts whose names hold one of these, such as "pytorch, llama"')
     add("--skip", help="leave out scripts whose names hold one of these")
     add("--data", choices=["auto", "real", "synthetic"], default="auto")
@@ -56,6 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--share", action="store_true", help="run nothing; bundle what this machine has measured")
     add("--dry_run", action="store_true", help="show the plan, run nothing")
     return parser.parse_args()
+
+
+def minutes(text: str) -> float:
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0") from None
 
 
 # What there is to do

@@ -94,7 +94,11 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between measurements")
     add("--resume", action="store_true", help="skip what has a good row already")
-    return parser.parse_args()
+    options = parser.parse_args()
+    largest = max(options.batch_sizes) if experiment.epochs else 0
+    if largest > experiment.samples > 0:
+        parser.error(f"--batch_sizes={largest}: larger than the {experiment.samples:,} samples")
+    return options
 
 
 def add_rank_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+from pathlib import Path
 
 KEPT_BYTES = 4000  # of standard error: a screen full
 
@@ -54,12 +55,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def outcome_of_exit_code(code: int, last_lines: list[str]) -> dict:
+def memory_kills() -> int | None:
+    """How many processes the system has killed for want of memory; None where it does not tell.
+
+    Linux counts those of its containers too (`oom_kill` in /proc/vmstat, since 4.13).
+    """
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return None
+    return int(counters["oom_kill"]) if "oom_kill" in counters else None
+
+
+def outcome_of_exit_code(code: int, last_lines: list[str], by_others: bool = False) -> dict:
     """Status and error of a process that ended without an outcome.
 
     Args:
         code: as `multiprocessing` has it, the negative number of a signal.
         last_lines: of its standard error.
+        by_others: whether the system killed nothing meanwhile for want of memory.
     """
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     text = "\n".join(last_lines)
@@ -68,6 +82,8 @@ def outcome_of_exit_code(code: int, last_lines: list[str]) -> dict:
     if memory:
         # The line that says so; what comes after it is often only a trace.
         why = next(line for line in last_lines if OUT_OF_MEMORY_WORDS.search(line))
+    elif by_others and name == "SIGKILL":
+        why = "by a user or another program, not for want of memory"
     else:
         why = hint or SIGNAL_HINTS.get(name) or (last_lines[-1] if last_lines else "")
     return {

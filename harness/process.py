@@ -12,7 +12,7 @@ from collections.abc import Callable
 import psutil
 
 from harness.awake import count_stops
-from harness.endings import LastLines, is_out_of_memory, outcome_of_exit_code
+from harness.endings import LastLines, is_out_of_memory, memory_kills, outcome_of_exit_code
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
 LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
@@ -55,6 +55,7 @@ def run_in_fresh_process(
     receiver, sender = context.Pipe(duplex=False)
     said, standard_error = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, standard_error, function, arguments))
+    kills = memory_kills()
     process.start()
     sender.close()
     standard_error.close()
@@ -64,7 +65,8 @@ def run_in_fresh_process(
         process.join(LEAVE_SECONDS)
     except EOFError:
         process.join()
-        outcome = outcome_of_exit_code(process.exitcode, last_lines.lines())
+        by_others = kills is not None and memory_kills() == kills
+        outcome = outcome_of_exit_code(process.exitcode, last_lines.lines(), by_others)
     finally:
         _end(process)
         receiver.close()

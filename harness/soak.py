@@ -11,6 +11,7 @@ from collections.abc import Callable
 COLD, SUSTAINED = "cold", "sustained"  # of the column `thermal_protocol`
 SPAN = 120.0  # seconds whose trend is looked at: over fewer, noise alone looks like one
 STEADY = 0.01  # of the speed, per minute: a trend below that is none
+KNOWN = 0.02  # per minute: a slope with a larger standard error says nothing
 LONGEST = 600.0  # seconds; a machine that is not steady by then is said to be not
 
 
@@ -32,7 +33,9 @@ class Soak:
             self.speeds.popleft()
         # A span that misses less than one window at its begin counts as whole.
         whole = self.seconds >= SPAN and len(self.speeds) > 2
-        self.steady = whole and abs(trend(*zip(*self.speeds, strict=True))) < STEADY
+        if whole:
+            slope, error = trend(*zip(*self.speeds, strict=True))
+            self.steady = abs(slope) < STEADY and error < KNOWN
         return self.steady or self.seconds >= LONGEST
 
     def columns(self) -> dict:
@@ -41,10 +44,17 @@ class Soak:
         return {"soak_seconds": self.seconds, "disturbance": unusual}
 
 
-def trend(times: tuple[float, ...], speeds: tuple[float, ...]) -> float:
-    """How the speed changes in a minute, as a part of itself: the slope of a straight line."""
-    slope = statistics.linear_regression(times, speeds).slope
-    return 60 * slope / statistics.mean(speeds)
+def trend(times: tuple[float, ...], speeds: tuple[float, ...]) -> tuple[float, float]:
+    """How the speed changes in a minute, as a part of itself, and the standard error of that.
+
+    The slope of a straight line, by least squares.
+    """
+    slope, intercept = statistics.linear_regression(times, speeds)
+    rest = [speed - slope * t - intercept for t, speed in zip(times, speeds, strict=True)]
+    variance = sum(r * r for r in rest) / (len(rest) - 2)
+    spread = statistics.pvariance(times) * len(times)
+    per_minute = 60 / statistics.mean(speeds)
+    return per_minute * slope, per_minute * (variance / spread) ** 0.5
 
 
 def add_flag(add: Callable) -> None:

@@ -64,7 +64,9 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
         f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
     )
     precision = f", {options.precision}" if hasattr(options, "precision") else ""
-    print(f"machine {facts['machine']}, device {facts['device']}{precision}")
+    devices = facts.get("num_devices") or 1
+    together = f" ({devices} that train together)" if devices > 1 else ""
+    print(f"machine {facts['machine']}, device {facts['device']}{together}{precision}")
     repeats = f", {options.repeats} times" if options.repeats > 1 else ""
     count = getattr(options, "epochs", None)
     epochs = f"; {count} epoch{'s' * (count > 1)} each" if count else ""
@@ -144,6 +146,10 @@ def verdicts(row: dict, classes: int = 0) -> list[str]:
             f"input bound: the data pipeline, not the accelerator, set this number "
             f"({row['input_bound_percent']:.0f} % slower than on a batch that lies ready)"
         )
+    if row.get("communication_percent") is not None:
+        share = row.get("scaling_efficiency_percent")
+        of_one = f"; {share:.0f} % of so many times one device" if share else ""
+        found.append(f"averaging gradients took {row['communication_percent']:.0f} %{of_one}")
     if (row.get("sustained_ratio") or 1) < 0.9:
         found.append(
             f"throttled, or slowed by another program: "
@@ -204,7 +210,7 @@ def summarize(experiment, rows: list[dict], files: list[Path]) -> None:
         "peak_memory_gb": "peak GB",
         "status": "status",
     }
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).fillna("").infer_objects()
     table = table[[name for name in shown if name in table]].rename(columns=shown)
     print("\n" + table.to_string(index=False, na_rep="", float_format=digits))
     print("\nResults: " + ", ".join(map(str, files)))

@@ -105,6 +105,8 @@ def main() -> None:
     parser = CommandLine(__doc__)
     parser.add_argument("results_dir", nargs="?", type=path_name, default=Path("results"))
     results_dir = parser.parse_args().results_dir
+    if not results_dir.is_dir():
+        parser.error(f"there is no folder {results_dir}")
     results = load_results(results_dir)
     for problem in results.problems:
         print(f"skipped: {problem}")

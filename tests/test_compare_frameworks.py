@@ -80,3 +80,21 @@ def test_a_machine_is_named_once(tmp_path, compare):
     assert compare("A", "--frameworks", "Here")[0] == 2
     code, _, errors = compare("--frameworks", "Hera")
     assert code == 1 and "nearest: Here" in errors
+
+
+def test_backends_of_keras_are_frameworks_too(tmp_path, compare):
+    for backend, seconds in (("tensorflow", 100.0), ("torch", 200.0)):
+        row = files.training_row(
+            "Here", 32, seconds, 50_000, framework=f"keras 3.15.1, {backend} 2", compile=False
+        )
+        path = files.training_path(tmp_path, "keras_cv", "Here", "cifar100_resnet50_32_keras")
+        append_row(path, {"keras_backend": backend, **row}, ["keras_backend", *COLUMNS])
+    write(tmp_path, "tensorflow", 100.0)
+    _, output, _ = compare("--frameworks", "Here", "--format=json")
+    rows = json.loads(output)["comparisons"]
+    ratios = {row["experiment"]: row["ratio"] for row in rows if row["test"] == "batch 32"}
+    assert ratios == {
+        "ResNet50, CIFAR100: Keras 3 on tensorflow / Keras 3 on torch": 2,
+        "ResNet50, CIFAR100: Keras 3 on tensorflow / TensorFlow": 1,
+        "ResNet50, CIFAR100: Keras 3 on torch / TensorFlow": 0.5,
+    }

@@ -53,6 +53,13 @@ def test_the_cause_is_what_the_last_lines_say(number, said, status, words):
     ) or status == "out_of_memory"
 
 
+def test_a_kill_where_none_was_for_memory_is_anothers():
+    outcome = outcome_of_exit_code(-signal.SIGKILL, [], by_others=True)
+    assert outcome["error"] == (
+        "ended by SIGKILL (by a user or another program, not for want of memory)"
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "memory"),
     [

@@ -207,3 +207,14 @@ def test_script_as_a_user_runs_it(tmp_path):
     assert (row["status"], row["keras_backend"], row["compile"]) == ("ok", "jax", "True")
     assert row["framework"].startswith("keras 3.") and ", jax " in row["framework"]
     assert float(row["tflops_per_second"]) > 0
+
+
+def test_fp16_that_jax_cannot_do_here_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "keras_test_nlp.py", "--data=synthetic", "--precision=fp16",
+         "--backends=jax", "--batch_sizes=16", "--device=cpu", f"--results_dir={tmp_path}"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--precision=fp16: JAX cannot do it on cpu" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

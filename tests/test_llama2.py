@@ -397,3 +397,10 @@ def test_mean_and_interval():
     mean, half_width = harness.generation.mean_and_interval([1.0, 2.0, 3.0])
     assert (mean, half_width) == (2.0, pytest.approx(2.4841, abs=1e-4))
     assert harness.generation.mean_and_interval([4.0]) == (4.0, None)
+
+
+def test_max_seconds_never_ends_before_a_token_is_generated(model, tmp_path):
+    done = run(tmp_path, f"--model={model}", "--max_seconds=0.001", "--bench_repetitions=1")
+    assert done.returncode == 0, done.stderr
+    assert [row["question"] for row in rows(tmp_path)] == ["pp512", "tg128"]
+    assert float(rows(tmp_path)[-1]["tokens_per_second"]) > 0

@@ -83,6 +83,14 @@ def test_noise_is_no_trend():
     assert row["soak_seconds"] < 200
 
 
+def test_a_speed_that_jumps_about_is_not_called_steady():
+    soak = Soak()
+    for number in range(1200):
+        over = soak.over(number / 2, 100.0 if number % 7 < 4 else 300.0)
+        assert not (over and soak.steady)
+    assert soak.over(600.0, 100.0) and soak.columns()["disturbance"]
+
+
 def test_a_pause_is_no_change_of_speed():
     device, soak = Fanless(lost=0.0), Soak()
     clock = clock_of(device, soak=soak, max_seconds=10.0)

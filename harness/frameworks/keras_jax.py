@@ -66,11 +66,18 @@ def count_of(kind: str) -> int:
 
 
 def require_precision(device: Device, precision: str) -> None:
-    """Raises UsageError unless the device multiplies and convolves in `precision`."""
+    """Raises UsageError unless the device multiplies, convolves and attends in `precision`."""
+    dtype = DTYPES[precision]
     try:
-        results = jax.block_until_ready(fine_products(DTYPES[precision]))
-    except jax.errors.JaxRuntimeError:
-        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+        results = jax.block_until_ready(fine_products(dtype))
+        tokens = jax.numpy.ones((1, 8, 1, 8), dtype)
+        attention = jax.jit(jax.nn.dot_product_attention)  # compiled, as a training is
+        jax.block_until_ready(attention(tokens, tokens, tokens))
+    except (jax.errors.JaxRuntimeError, ValueError):
+        raise UsageError(
+            f"--precision={precision}: JAX cannot do it on {device.type}; use fp32 or another of "
+            "the --backends"
+        ) from None
     if precision == "fp32" and any(abs(result - FINE).max() > 2**-14 for result in results):
         raise UsageError(
             f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
