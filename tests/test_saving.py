@@ -129,8 +129,8 @@ def test_a_disk_that_fills_up_costs_no_row(script, tmp_path):  # noqa: F811
     results.mkdir()
     elsewhere.mkdir()
     text = script.read_text().replace(
-        'if event == "killed":',
-        'if event == "fill":\n        fill(options.results_dir)\n    if event == "killed":',
+        'if event == "crashed":',
+        'if event == "fill":\n        fill(options.results_dir)\n    if event == "crashed":',
     )
     script.write_text(text.replace("def prepare", FILL + "\ndef prepare"))
     words = " ".join(f"'{word}'" for word in command(script, tmp_path))

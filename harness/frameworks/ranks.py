@@ -163,7 +163,7 @@ def show_life() -> None:
 
 def reason(rank: int, failure) -> str:
     """Which rank failed first, and why, in one line."""
-    if failure.exitcode < 0:
+    if failure.exitcode < 0 and not isinstance(failure.message, dict):
         name = signal.Signals(-failure.exitcode).name
         memory = " (often: out of memory)" if name == "SIGKILL" else ""
         return f"rank {rank}: ended by {name}{memory}"
