@@ -1,6 +1,8 @@
 # Every target sets up .venv by itself, and does nothing when it is up to date.
 PYTHON ?= python3
 RESULTS_DIR ?= results
+# Tests at a time; 0: one after the other, in one process.
+PROCESSES ?= 2
 PY := .venv/bin/python
 READY := .venv/.installed
 
@@ -37,7 +39,7 @@ check-results: $(READY)
 	$(PY) check_results.py $(RESULTS_DIR)
 
 test: $(READY)
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+	$(PY) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check .
