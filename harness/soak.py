@@ -31,7 +31,6 @@ class Soak:
         self.speeds.append((time, speed))
         while time - self.speeds[0][0] > SPAN:
             self.speeds.popleft()
-        # A span that misses less than one window at its begin counts as whole.
         whole = self.seconds >= SPAN and len(self.speeds) > 2
         if whole:
             slope, error = trend(*zip(*self.speeds, strict=True))

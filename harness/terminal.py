@@ -210,7 +210,7 @@ def summarize(experiment, rows: list[dict], files: list[Path]) -> None:
         "peak_memory_gb": "peak GB",
         "status": "status",
     }
-    table = pd.DataFrame(rows).fillna("").infer_objects()
+    table = pd.DataFrame(rows).fillna(math.nan)  # an empty column of None would say so
     table = table[[name for name in shown if name in table]].rename(columns=shown)
     print("\n" + table.to_string(index=False, na_rep="", float_format=digits))
     print("\nResults: " + ", ".join(map(str, files)))
