@@ -33,8 +33,10 @@ from tqdm import tqdm
 import harness.machine
 from harness import PROJECT_VERSION
 from harness.arguments import CommandLine, machine_name, path_name
+from harness.disturbance import Watch
 from harness.process import UserError, run_in_fresh_process
 from harness.startup import ignore_overrides, one_line_errors, require_writable
+from harness.terminal import Progress
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
@@ -47,17 +49,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def identify() -> dict:
-    """The machine and its device, as every experiment names them."""
+    """The machine and its device, as every experiment names them, and the heat of that device."""
     from harness.frameworks import pytorch
 
-    return pytorch.facts(pytorch.choose_device("auto"))
+    device = pytorch.choose_device("auto")
+    heat = Watch(device.type, device.index or 0).thermal_state()
+    return pytorch.facts(device) | {"thermal_state": heat}
 
 
 def run_checks(quick: bool) -> tuple[list[Finding], list[str]]:
     """The findings of all checks, each in a fresh process; and those that could not be made."""
     findings, broken = [], []
     for check in tqdm(CHECKS, desc="checks", unit=" checks", disable=None):
-        outcome = run_in_fresh_process(check, quick)
+        progress = Progress(check.__name__.replace("_", " "))
+        outcome = run_in_fresh_process(check, quick, progress=progress)
         if outcome["status"] == "ok":
             findings += outcome["value"]
         else:
@@ -96,16 +101,16 @@ def main() -> None:
     with one_line_errors([], options.results_dir):
         ignore_overrides()
         require_writable(options.results_dir)
-        outcome = run_in_fresh_process(identify)
+        outcome = run_in_fresh_process(identify, progress=Progress("the machine"))
         if outcome["status"] != "ok":
             raise UserError(outcome["error"])
         facts = outcome["value"]
         machine = options.machine_name or facts["machine"]
         load, busiest = harness.machine.other_load()
-        thermal = harness.machine.thermal_state()
         print(f"machine {machine}, device {facts['device']}, {facts['framework']}")
         print(f"other programs: {load:.0f} % of the processor, most of all {busiest}")
-        print(f"power: {facts['power'] or 'unknown'}; heat: {thermal or 'unknown'}", flush=True)
+        power, heat = (facts[name] or "unknown" for name in ("power", "thermal_state"))
+        print(f"power: {power}; heat: {heat}", flush=True)
         findings, broken = run_checks(options.quick)
         report = {
             **facts,
@@ -115,7 +120,6 @@ def main() -> None:
             "quick": options.quick,
             "other_load_percent": load,
             "memory_available_gb": psutil.virtual_memory().available / 1e9,
-            "thermal_state": thermal,
             "peak_tflops_measured": peak_tflops(findings),
             "findings": [finding._asdict() for finding in findings],
             "not_checked": broken,

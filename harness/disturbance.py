@@ -107,10 +107,10 @@ class Watch:
         self.device_type = device_type
         self.card = harness.card.card_of(index) if device_type == "cuda" else None
         self.spent = None
-        self.heat = []
+        # Asked before the run: drivers take their time, in which a loader would fill its queue.
+        self.heat = [self.thermal_state()]
 
     def begin(self) -> None:
-        self.heat = [self.thermal_state()]
         self.before = Times.now(self.with_siblings)
 
     def end(self) -> None:

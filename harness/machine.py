@@ -130,11 +130,10 @@ def parse_low_power_mode(report: str) -> bool | None:
 
 
 def thermal_state() -> str | None:
-    """What the system says about heat: `nominal`, or what it limits; None where it is silent."""
-    if platform.system() == "Darwin":
-        return parse_pmset_therm(output_of("pmset", "-g", "therm"))
-    query = "--query-gpu=clocks_event_reasons.active"
-    return parse_clock_reasons(output_of("nvidia-smi", query, "--format=csv,noheader"))
+    """What macOS says about a Mac's heat: `nominal`, or what it limits; None elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    return parse_pmset_therm(output_of("pmset", "-g", "therm"))
 
 
 def parse_pmset_therm(report: str) -> str | None:

@@ -282,6 +282,15 @@ def test_columns_of_a_card(driver):
     assert row["disturbance"] == "1 other processes computed on the same card"
 
 
+def test_the_heat_of_a_card_is_not_the_processors(driver, tmp_path):
+    driver()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0x0000000000000040\n")
+    watch = Watch("cpu")
+    watch.begin()
+    watch.end()
+    assert "thermal_state" not in watch.columns()
+
+
 def test_a_driver_that_does_not_tell_leaves_cells_empty(driver):
     driver(watts="[N/A]", reasons="[Not Supported]")
     watch = Watch("cuda", 1)
