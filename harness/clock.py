@@ -93,6 +93,7 @@ class Clock:
         self.steps_of_window = None
         self.first_step_seconds = None
         self.steady_start = None
+        self.watch_seconds = 0.0  # that it takes to begin to watch: no part of an epoch
         self.total_seconds = None
         self.joules = None
         self.windows: list[Window] = []
@@ -140,12 +141,12 @@ class Clock:
             window = self._close_window()
             self.first_step_seconds = None if window.paused else window.seconds
             self._first_samples = samples
-            self._say(f"warming up, the first step took {window.seconds:.1f} s")
+            self._say("warming up", f"the first step took {window.seconds:.1f} s")
         elif self.steps_of_window is None:
             if self.steps > self.warmup_steps:
                 self._end_warmup()
             else:
-                self._say(f"warming up, step {self.steps}")
+                self._say("warming up", f"step {self.steps}")
         elif self._window_is_long_enough():
             if self.steady_start is None:
                 self._soak_on()
@@ -169,7 +170,7 @@ class Clock:
         """End a window of the soak, and the soak itself where the speed is steady."""
         window = self._close_window()
         over = not window.paused and self.soak.over(self._window_start, speed_of([window]))
-        self._say(f"soaking for {self.soak.seconds:.0f} s, {window.rate:,.1f} samples/s")
+        self._say("soaking", f"for {self.soak.seconds:.0f} s, {window.rate:,.1f} samples/s")
         if self.team.agree(over):
             self.soaked_samples = self.samples
             self.soaked_seconds = self._window_start - self.start_time
@@ -182,10 +183,13 @@ class Clock:
             self.watch.begin()
         if self.energy:
             self.energy.begin()
-        self._open_window(self.now())
+        start = self.now()
+        self.watch_seconds = start - self._window_start
+        self._open_window(start)
         self.steady_start = self._window_start
         seconds = (self._samples_of_all_epochs() + self.soaked_samples - self.samples) / rate
-        self._say(f"{rate:,.1f} samples/s", max(0.0, min(seconds, self.max_seconds or seconds)))
+        left = max(0.0, min(seconds, self.max_seconds or seconds))
+        self._say("training", f"{rate:,.1f} samples/s", left)
 
     def _end_window(self) -> bool:
         """Keep the window; True when the time is up."""
@@ -200,7 +204,7 @@ class Clock:
         self.bar.update(done - self.bar.n)
         percent = 100 * done / self.bar.total
         self.bar.set_postfix_str(f"{window.rate:,.1f} samples/s", refresh=False)
-        tell(f"{self.label}: {percent:.0f} % done, {window.rate:,.1f} samples/s")
+        tell(f"{self.label}: training", f"{percent:.0f} % done, {window.rate:,.1f} samples/s")
         over = self.max_seconds is not None and elapsed >= self.max_seconds
         steps = self.samples_per_epoch // self.batch_size * self.epochs
         over |= self.soak is not None and samples >= steps * self.batch_size
@@ -209,16 +213,16 @@ class Clock:
     def _samples_of_all_epochs(self) -> int:
         return self.samples_per_epoch * self.epochs
 
-    def _say(self, text: str, seconds_left: float | None = None) -> None:
+    def _say(self, stage: str, detail: str = "", seconds_left: float | None = None) -> None:
         """Show what the run is at, before there are windows: a first step may take minutes."""
-        self.bar.set_postfix_str(text)
-        tell(f"{self.label}: {text}", seconds_left)
+        self.bar.set_postfix_str(", ".join(filter(None, [stage, detail])))
+        tell(f"{self.label}: {stage}", detail, seconds_left)
 
     def stop(self) -> None:
         """End timing; call it right after the last step."""
         self.synchronize()
         end = self.now()
-        self.total_seconds = end - self.start_time
+        self.total_seconds = end - self.start_time - self.watch_seconds
         if self.energy and self.steady_start is not None:
             self.joules = self.energy.end()
             self.steady_seconds = end - self.steady_start

@@ -231,7 +231,8 @@ def fetch_rest(url: str, partial: Path, have: int, bar) -> bool:
                 rate = (have - first) / seconds
                 left = (total - have) / rate
                 pace = f"{rate / 1e6:.2f} MB/s, {duration(left)} left"
-                tell(f"{partial.stem}: {have / 1e6:.0f} of {total / 1e6:.0f} MB, {pace}")
+                so_far = f"{have / 1e6:.0f} of {total / 1e6:.0f} MB, {pace}"
+                tell(f"downloading {partial.stem}", so_far)
                 if left > SLOW_SECONDS and not said:
                     tqdm.write(
                         f"{url} is slow: {pace}; --data=synthetic needs none of it, and what is "

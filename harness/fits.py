@@ -132,9 +132,9 @@ def measure_fits(
         model, taken = fit(table.features, table.labels)
         parts.append(taken)
         bar.update()
-        tell(f"{len(table.labels):,} rows: {len(parts)} fits")
-    watch.end()
+        tell(f"{len(table.labels):,} rows: fitting", f"{len(parts)} fits")
     joules = energy.end() if energy else None
+    watch.end()
     bar.close()
     row = watch.columns() | {
         "fits": len(parts),

@@ -25,7 +25,7 @@ from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
 from harness.soak import Soak
-from harness.terminal import disturbances
+from harness.terminal import Progress, disturbances
 
 COLUMNS = [
     "question",
@@ -168,7 +168,8 @@ def run_and_collect(function: Callable, options, facts: dict, rows: list[dict]) 
     thread = threading.Thread(target=collect)
     thread.start()
     try:
-        return run_in_fresh_process(function, sender, options, patience=PATIENCE)
+        progress = Progress("the model")
+        return run_in_fresh_process(function, sender, options, progress=progress, patience=PATIENCE)
     finally:
         sender.close()
         thread.join()
@@ -183,7 +184,7 @@ def soaked(generate: Callable[[], dict]) -> dict:
     """
     soak = Soak()
     while not soak.over(time.monotonic(), generate()["tokens_per_second"]):
-        tell(f"soaking for {soak.seconds:.0f} s")
+        tell("soaking", f"for {soak.seconds:.0f} s")
     tqdm.write(f"soaked for {soak.seconds:.0f} s")
     return soak.columns()
 

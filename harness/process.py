@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -16,6 +18,7 @@ from harness.endings import LastLines, is_out_of_memory, memory_kills, outcome_o
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
 LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
+ROOT = Path(__file__).parent.parent
 # A killed process leaves semaphores, which the tracker removes; that it does so is no news.
 TRACKER_WARNING = "ignore:resource_tracker"
 
@@ -35,7 +38,7 @@ class UsageError(UserError):
 def run_in_fresh_process(
     function: Callable,
     *arguments,
-    progress: Callable[[tuple | None], None] = lambda message: None,
+    progress: Callable[[tuple | str | None], None] = lambda message: None,
     patience: float | None = None,
 ) -> dict:
     """Call a top-level function in a spawned process; returns how it ended.
@@ -44,8 +47,8 @@ def run_in_fresh_process(
     Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
 
     Args:
-        progress: called with what the function tells (see `tell`), and with None every few seconds
-            in which it tells nothing.
+        progress: called with what the function tells (see `tell`), every few seconds with where it
+            is (see `whereabouts`), and with None where it does not even say that.
         patience: seconds without a word after which the process hangs, and is ended; time in which
             this process itself was stopped or asleep does not count.
     """
@@ -89,7 +92,8 @@ def value_of(outcome: dict):
 
 def _listen(receiver, process, progress: Callable, patience: float | None) -> dict:
     """The outcome that a process sends; raises EOFError when it ends without one."""
-    silent = 0.0
+    silent, place = 0.0, ""
+    looked = time.monotonic()
     while patience is None or silent < patience:
         # Whoever outlives the process may hold the pipe open, so that it does not end by itself.
         alive = process.is_alive()
@@ -100,15 +104,21 @@ def _listen(receiver, process, progress: Callable, patience: float | None) -> di
                 raise EOFError from None
             if isinstance(message, dict):
                 return message
-            silent = 0.0
-            progress(message)
         elif not alive:
             raise EOFError
         else:
-            silent += LISTEN_SECONDS
-            progress(None)
+            message = None
+        before, looked = looked, time.monotonic()
+        # Time in which this process stood still is no silence of the other.
+        silent += min(looked - before, LISTEN_SECONDS)
+        silent = 0.0 if isinstance(message, tuple) else silent
+        place = message if isinstance(message, str) else place
+        progress(message)
     _end(process)
-    return dict(status="killed", error=f"hung: ended after {patience / 60:.0f} minutes of silence")
+    inside = f", in: {place}" if place else ""
+    return dict(
+        status="killed", error=f"hung: ended after {patience / 60:.0f} minutes of silence{inside}"
+    )
 
 
 def _end(process) -> None:
@@ -125,17 +135,52 @@ def _end(process) -> None:
 # In the process itself
 
 _parent = None  # the pipe to the process that waits
+_sending = threading.Lock()
 
 
-def tell(text: str, seconds_left: float | None = None) -> None:
+def tell(stage: str, detail: str = "", seconds_left: float | None = None) -> None:
     """Say to the waiting process that, and how, the work goes on; nothing where none waits.
 
     Args:
-        text: such as `first step`.
+        stage: such as `first step`.
+        detail: how far the stage is, where a bar shows it too; such as `40 % done`.
         seconds_left: of the work, as far as that is known.
     """
-    if _parent:
-        _parent.send((text, seconds_left))
+    _send((stage, detail, seconds_left))
+
+
+def _send(message: tuple | str) -> None:
+    with _sending:
+        if _parent:
+            _parent.send(message)
+
+
+def _say_where() -> None:
+    main_thread = threading.main_thread().ident
+    while True:
+        time.sleep(LISTEN_SECONDS)
+        _send(whereabouts(sys._current_frames()[main_thread]))
+
+
+def whereabouts(frame) -> str:
+    """The package that is being imported, or the project's function that runs: `build model`.
+
+    Args:
+        frame: the innermost one of a thread.
+    """
+    package = None
+    while frame:
+        code = frame.f_code
+        if code.co_name == "_find_and_load":
+            package = frame.f_locals["name"]
+        file = Path(code.co_filename)
+        if file.parent == ROOT or file.parent.is_relative_to(ROOT / "harness"):
+            if package:
+                return f"importing {package}"
+            if file != Path(__file__) and code.co_name.isidentifier():  # no `<lambda>`
+                return code.co_name.strip("_").replace("_", " ")
+        frame = frame.f_back
+    return ""
 
 
 def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
@@ -146,6 +191,7 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_say_where, daemon=True).start()
     count_stops()
     _hand_over(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
@@ -160,6 +206,8 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
             error=" ".join(f"{type(error).__name__}: {error}".split())[:300],
             details=traceback.format_exc(),
         )
+    with _sending:
+        _parent = None
     sender.send(outcome)
     sender.close()
     # What a library started and would be waited for at exit, though it never ends.

@@ -12,10 +12,13 @@ from harness.cores import thread_note
 from harness.machine import output_of
 
 MINUTE = 60.0
+SOON = 5.0  # seconds after which whoever waits wants to know what for
 
 
 class Progress:
-    """Hears what a measuring process tells: a line a minute where no terminal shows its bar.
+    """Hears what a measuring process tells: a line for each stage that lasts, and every minute.
+
+    On a terminal none where a bar shows how far the stage is.
 
     Args:
         name: of what is measured.
@@ -24,22 +27,32 @@ class Progress:
     """
 
     def __init__(self, name: str, of: int = 0):
-        self.text = f"{name}: starting"
         self.of = of
-        self.started = self.said = self.heard = time.monotonic()
+        self.started = time.monotonic()
+        self.enter(f"{name}: starting", self.started)
 
-    def __call__(self, message: tuple[str, float | None] | None) -> None:
-        """`message` is a text and the seconds left, or None where nothing was told for a while."""
+    def enter(self, stage: str, now: float) -> None:
+        self.stage, self.detail, self.place = stage, "", ""
+        self.began, self.due = now, now + SOON
+
+    def __call__(self, message: tuple[str, str, float | None] | str | None) -> None:
+        """`message` is what was told, where the process is, or None: see `run_in_fresh_process`."""
         now = time.monotonic()
-        if message:
-            (self.text, left), self.heard = message, now
+        if isinstance(message, str):
+            self.place = message
+        elif message:
+            stage, detail, left = message
+            if stage != self.stage:
+                self.enter(stage, now)
+            self.detail = detail
             if self.of and left is not None:
                 self.estimate(now - self.started + left)
-        if now - self.said >= MINUTE and not sys.stderr.isatty():
-            silent = f" (for {duration(now - self.heard)})" if now - self.heard > MINUTE else ""
-            tqdm.write(f"{self.text}{silent}")
+        if now >= self.due and not (self.detail and sys.stderr.isatty()):
+            self.due = now + MINUTE
+            how = self.detail or self.place
+            so_far = f"{duration(now - self.began)} so far"
+            tqdm.write(f"{self.stage} ({', '.join(filter(None, [how, so_far]))})")
             sys.stdout.flush()
-            self.said = now
 
     def estimate(self, seconds: float) -> None:
         if self.of * seconds > MINUTE:

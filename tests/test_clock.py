@@ -189,6 +189,33 @@ def test_energy_is_that_of_the_steady_samples():
     assert row["energy_joules_per_sample"] == pytest.approx(100 * STEP_SECONDS / 8, rel=0.03)
 
 
+class SlowToBegin:
+    """A watch that takes two seconds to begin, such as a driver's tool that has to be started."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def begin(self):
+        self.device.time += 2
+
+    def end(self):
+        self.device.time += 2
+
+    def columns(self):
+        return {}
+
+
+def test_what_watching_costs_is_in_no_epoch():
+    device, other = FakeDevice(), FakeDevice()
+    watched = Clock(8, 1600, 1, device.synchronize, watch=SlowToBegin(device), now=device.now)
+    plain = Clock(8, 1600, 1, other.synchronize, now=other.now)
+    seconds = [
+        run(*device_and_clock, [8] * 200)["avg_time_per_epoch"]
+        for device_and_clock in ((device, watched), (other, plain))
+    ]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.005)
+
+
 def test_probe_trains_at_least_two_windows(monkeypatch):
     monkeypatch.setattr(harness.clock, "PROBE_SECONDS", 0.1)
     steps = []
