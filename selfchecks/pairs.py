@@ -1,4 +1,4 @@
-"""Ratios of two things measured in one run, for the benchmark_*.py scripts and selfcheck.py."""
+"""Ratios of two things measured in one run, for selfcheck.py and the modules beside this one."""
 
 import statistics
 import time

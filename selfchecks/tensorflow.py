@@ -56,7 +56,7 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
 
 def cifar100_share(batch_size: int = 32, rounds: int = 3) -> float:
     """Median over rounds of the pipeline's rate divided by that of a copy of all images at once."""
-    images, labels = cifar100.load(OPTIONS)
+    images, labels = cifar100.load_data(OPTIONS)
     dataset = tensorflow.in_memory_batches(images, labels, batch_size)
     dataset = tensorflow.without_autotuning(dataset)
     return statistics.median(
