@@ -6,7 +6,6 @@ Mac (github.com/dmlc/xgboost/issues/11500).
 
 import argparse
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -283,8 +282,6 @@ def test_a_card_is_named_as_cuda_counts(monkeypatch):
 
 
 def test_lightgbm_in_its_place(options):
-    if importlib.util.find_spec("lightgbm") is None:
-        pytest.skip("LightGBM is not installed")
     row = fresh(tabular_processes.lightgbm_in_its_place, options)
     assert row["framework"].startswith("lightgbm ")
     assert 0.55 < row["auc"] < 0.9
