@@ -3,7 +3,7 @@
 # dependencies = [
 #   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "mlx[cpu]; sys_platform == 'linux'",
-#   "torch", "torchvision", "datasets", "huggingface_hub", "pillow",
+#   "torch", "torchvision", "torchcodec", "datasets", "huggingface_hub", "pillow",
 #   "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch", "torchvision", "datasets", "huggingface_hub", "pillow",
+#   "torch", "torchvision", "torchcodec", "datasets", "huggingface_hub", "pillow",
 #   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///

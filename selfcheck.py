@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch", "torchvision", "transformers>=5,<6", "datasets>=4", "accelerate", "evaluate",
+#   "torch", "torchvision", "torchcodec", "transformers>=5,<6", "datasets>=4", "accelerate",
+#   "evaluate",
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow>=2.21,<2.22; sys_platform == 'linux'", "keras>=3.12",

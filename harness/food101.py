@@ -1,8 +1,9 @@
 """Food101's photographs in batches, decoded by worker processes, or a twin that costs the same.
 
-The loader of the experiments in PyTorch and in MLX; both decode with torchvision.
+The loader of the experiments in PyTorch and in MLX.
 """
 
+import functools
 import math
 import shutil
 from pathlib import Path
@@ -154,12 +155,29 @@ def decode_batch(ring, turn, rows):
 
 
 def decode(file):
-    """A JPEG (by libjpeg-turbo), PNG, GIF or WebP file, grey or not, as uint8 (224, 224, 3)."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
+    """A JPEG, PNG, GIF or WebP file, grey or not, as uint8 (224, 224, 3)."""
     from torchvision.transforms.v2.functional import resize
 
-    # From a copy, because a tensor could write to memory that holds the data set.
-    encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
-    image = resize(decode_image(encoded, ImageReadMode.RGB), [SIDE] * 2)
-    return image.permute(1, 2, 0)
+    return resize(decoder()(bytes(file)), [SIDE] * 2).permute(1, 2, 0)
+
+
+@functools.cache
+def decoder():
+    """The function that decodes a file's bytes to uint8 (3, H, W), by libjpeg-turbo.
+
+    TorchCodec's; torchvision's, which gives the same pixels as fast and is deprecated since 0.29,
+    where there is none.
+    """
+    try:
+        from torchcodec.decoders import decode_image
+    except (ImportError, RuntimeError):  # not there or before 0.16; made for another PyTorch
+        return torchvision_decode
+    return decode_image
+
+
+def torchvision_decode(file: bytes):
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    # From a copy, because a tensor could write to the bytes.
+    return decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)

@@ -18,7 +18,6 @@ import PIL.Image
 import torch
 from datasets import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from torchvision.transforms.v2.functional import resize
 
@@ -67,11 +66,12 @@ def pipeline_shares(rows, loader: DataLoader, pairs: int = 9) -> list[float]:
 
     The thread only decodes and resizes.
     """
-    files = [as_tensor(image["bytes"].as_buffer()) for image in rows[:]["image"]]
+    files = [bytes(image["bytes"].as_buffer()) for image in rows[:]["image"]]
+    decode = food101.decoder()
 
     def decode_and_resize():
         for file in files:
-            resize(decode_jpeg(file, ImageReadMode.RGB), [SIDE, SIDE])
+            resize(decode(file), [SIDE, SIDE])
 
     with one_thread():
         ratios = interleaved_ratios(lambda: consume(loader), decode_and_resize, pairs)
@@ -103,8 +103,7 @@ def decoding_ratios(pairs: int = 15) -> list[float]:
     )[:16]
 
     def decode(files):
-        tensors = [as_tensor(file) for file in files]
-        return lambda: [decode_jpeg(file, ImageReadMode.RGB) for file in tensors]
+        return lambda: [food101.decoder()(file) for file in files]
 
     with one_thread():
         # As many pictures on both sides.
@@ -134,10 +133,6 @@ def pixels(file: bytes) -> int:
 
 def bits_per_pixel(file: bytes) -> float:
     return 8 * len(file) / pixels(file)
-
-
-def as_tensor(file: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(file), dtype=torch.uint8)
 
 
 @contextlib.contextmanager

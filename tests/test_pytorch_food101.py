@@ -170,7 +170,19 @@ def test_a_download_that_is_not_whole_is_an_error_whose_remedy_works(tiny_food10
     assert len([request for request in tiny_food101.requests if "/cdn/" in request]) <= 1
 
 
-def test_any_kind_of_image_becomes_three_channels():
+@pytest.fixture(params=["torchcodec", "torchvision"])
+def decoder(request, monkeypatch):
+    """The one in use, and the one that older versions have to do with."""
+    if request.param == "torchvision":
+        monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    food101.decoder.cache_clear()
+    assert food101.decoder().__module__.startswith("torchcodec") == (request.param == "torchcodec")
+    yield
+    food101.decoder.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_any_kind_of_image_becomes_three_channels(decoder):
     kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"),
              ("P", "PNG"), ("P", "GIF")]  # fmt: skip
     for mode, kind in kinds:
@@ -179,7 +191,8 @@ def test_any_kind_of_image_becomes_three_channels():
         assert (image.int() - 100).abs().max() <= 2
 
 
-def test_channels_rows_and_columns_keep_their_place():
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_channels_rows_and_columns_keep_their_place(decoder):
     levels = np.zeros((224, 224, 3), np.uint8)
     levels[:100, :, 0] = 200  # red above, blue to the left
     levels[:, :50, 2] = 150
