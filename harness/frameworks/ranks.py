@@ -116,7 +116,6 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
         },
         max_restarts=0,
         local_addr=own_address(options.main_address),
-        shutdown_timeout=5,
     )
     if options.num_machines > 1:
         # Both choose by the host's name otherwise, which may be that of no network.
