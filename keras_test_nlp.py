@@ -1,11 +1,12 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch", "jax",
+#   "torch>=2.11", "jax>=0.10",
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
-#   "tensorflow>=2.21,<2.22; sys_platform == 'linux'",
-#   "keras>=3.12", "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "tensorflow>=2.18.1,<2.22; sys_platform == 'linux'",
+#   "keras>=3.12", "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """Which backend of Keras trains a small transformer on film reviews (IMDB) fastest on this machine?

@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "llama-cpp-python", "gguf", "huggingface_hub", "filelock", "psutil", "py-cpuinfo", "scipy",
+#   "llama-cpp-python>=0.3.36", "gguf", "huggingface_hub", "filelock", "packaging", "psutil",
+#   "py-cpuinfo", "scipy",
 #   "tqdm",
 # ]
 # ///

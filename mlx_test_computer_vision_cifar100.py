@@ -1,9 +1,9 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
-#   "mlx[cpu]; sys_platform == 'linux'",
-#   "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "mlx>=0.32; sys_platform == 'darwin' and platform_machine == 'arm64'",
+#   "mlx[cpu]>=0.32; sys_platform == 'linux'",
+#   "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on CIFAR100 with MLX?

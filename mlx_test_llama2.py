@@ -1,9 +1,10 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
-#   "mlx[cpu]; sys_platform == 'linux'",
-#   "mlx-lm", "huggingface_hub", "numpy", "filelock", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "mlx>=0.32; sys_platform == 'darwin' and platform_machine == 'arm64'",
+#   "mlx[cpu]>=0.32; sys_platform == 'linux'",
+#   "mlx-lm>=0.32", "huggingface_hub", "numpy", "filelock", "packaging", "psutil", "py-cpuinfo",
+#   "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine generate text with Llama 2 7B (chat, 4 bits) in MLX?

@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "onnxruntime", "onnx", "onnxscript", "torch", "torchvision", "transformers>=5,<6",
-#   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "onnxruntime>=1.30", "onnx", "onnxscript", "torch>=2.11", "torchvision", "transformers>=5,<6",
+#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine answer, on its CPU, its GPU and its Neural Engine?

@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch", "torchvision", "torchcodec", "datasets", "huggingface_hub", "pillow",
-#   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "torch>=2.11", "torchvision", "torchcodec", "datasets", "huggingface_hub", "pillow",
+#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on Food101 with PyTorch?

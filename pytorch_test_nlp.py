@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch", "transformers>=5,<6", "datasets>=4", "accelerate", "evaluate", "scikit-learn",
-#   "huggingface_hub", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "torch>=2.11", "transformers>=5,<6", "datasets>=4", "accelerate", "evaluate", "scikit-learn",
+#   "huggingface_hub", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine fine-tune DistilBERT on IMDB with PyTorch and Hugging Face's Trainer?

@@ -17,12 +17,9 @@ Every script can be run by hand, and for longer, at any time.
 
 import argparse
 import itertools
-import re
 import sys
 import time
-import tomllib
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,6 +27,7 @@ from tqdm import tqdm
 from harness.arguments import CommandLine, device_name, machine_name, names_of, path_name, seconds
 from harness.cores import usable_memory
 from harness.experiment import Experiment
+from harness.launch import missing_packages
 from harness.process import UsageError, UserError
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
@@ -92,23 +90,6 @@ def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
 def named(script: str, parts: str) -> bool:
     """Whether the script's name holds one of the comma-separated parts."""
     return any(part.strip() in script for part in parts.split(","))
-
-
-def missing_packages(script: Path) -> list[str]:
-    """Those of the packages in a script's first lines that this Python lacks."""
-    from packaging.requirements import Requirement
-
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", script.read_text(), re.MULTILINE)
-    lines = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))["dependencies"]
-    missing = []
-    for requirement in map(Requirement, lines):
-        if requirement.marker and not requirement.marker.evaluate():
-            continue
-        try:
-            distribution(requirement.name)
-        except PackageNotFoundError:
-            missing.append(requirement.name)
-    return missing
 
 
 def all_turns(experiments: list[Experiment], options) -> list[Turn]:

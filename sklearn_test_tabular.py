@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "scikit-learn", "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "scikit-learn", "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine fit what people use of scikit-learn to a table?

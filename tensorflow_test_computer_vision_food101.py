@@ -4,9 +4,9 @@
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metadata<1.18; sys_platform == 'darwin' and platform_machine == 'arm64'",
-#   "tensorflow>=2.21,<2.22; sys_platform == 'linux'",
+#   "tensorflow>=2.18.1,<2.22; sys_platform == 'linux'",
 #   "keras>=3.12", "tensorflow-datasets>=4.9.9", "importlib_resources", "numpy", "pillow",
-#   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on Food101 with TensorFlow?

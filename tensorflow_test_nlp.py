@@ -3,8 +3,9 @@
 # dependencies = [
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
-#   "tensorflow>=2.21,<2.22; sys_platform == 'linux'",
-#   "keras>=3.12", "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "tensorflow>=2.18.1,<2.22; sys_platform == 'linux'",
+#   "keras>=3.12", "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine train a small transformer on film reviews (IMDB) with TensorFlow?

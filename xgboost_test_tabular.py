@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "xgboost", "scikit-learn", "numpy", "filelock", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "xgboost>=3.2", "scikit-learn", "numpy", "filelock", "packaging", "pandas", "psutil",
+#   "py-cpuinfo", "scipy",
 #   "tqdm",
 # ]
 # ///

@@ -15,6 +15,7 @@ import result_files as files
 
 import run_all
 from harness.experiment import Experiment, batch_sizes
+from harness.launch import missing_packages
 from harness.results import COLUMNS, append_row, read_rows
 from harness.turns import Budget, Turn
 from reporting.speeds import neighbours
@@ -146,7 +147,7 @@ def test_what_is_not_installed_is_left_out_with_the_line_that_installs_it(tmp_pa
         '# /// script\n# dependencies = [\n#   "tqdm", "no-such-thing>=2",\n'
         "#   \"never; sys_platform == 'plan9'\",\n# ]\n# ///\n"
     )
-    assert run_all.missing_packages(script) == ["no-such-thing"]
+    assert missing_packages(script) == ["no-such-thing"]
 
 
 @pytest.mark.parametrize(

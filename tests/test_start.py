@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import pytorch_test_nlp
+from harness.launch import require_versions
+from harness.process import UserError
 
 ROOT = Path(__file__).parent.parent
 PREPARE = """
@@ -66,3 +68,24 @@ def test_make_env_mends_a_half_made_environment(tmp_path):
     environment = {**os.environ, "PIP_NO_INDEX": "1"}  # what comes after pip needs the network
     subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True)
     assert subprocess.run(has_pip, capture_output=True).returncode == 0
+
+
+SCRIPT = """# /// script
+# requires-python = ">=3.11,<3.13"
+# dependencies = [
+#   "numpy{}", "no-such-thing>=3", "pandas>=99; sys_platform == 'a-machine-that-this-is-not'",
+# ]
+# ///
+"""
+
+
+@pytest.mark.parametrize("wanted", ["", ">=1,<1.1", "!=1.5"])
+def test_newer_packages_than_asked_for_are_tried(tmp_path, wanted):
+    (tmp_path / "a_test.py").write_text(SCRIPT.format(wanted))
+    require_versions(tmp_path / "a_test.py")
+
+
+def test_an_older_package_is_one_line(tmp_path):
+    (tmp_path / "a_test.py").write_text(SCRIPT.format(">=99.2,<100"))
+    with pytest.raises(UserError, match=r"numpy \S+ is too old .+ install 'numpy>=99.2'"):
+        require_versions(tmp_path / "a_test.py")
