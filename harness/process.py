@@ -13,6 +13,7 @@ import psutil
 
 from harness.awake import count_stops
 from harness.endings import LastLines, is_out_of_memory, memory_kills, outcome_of_exit_code
+from harness.streams import open_streams, words_to
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
 LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
@@ -146,6 +147,7 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    open_streams()
     count_stops()
     _hand_over(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
@@ -177,8 +179,7 @@ def _hand_over(standard_error) -> None:
     terminal = os.dup(2)
     os.dup2(standard_error.fileno(), 2)
     standard_error.close()
-    encoding = sys.stderr.encoding
-    sys.stderr = os.fdopen(terminal, "w", 1, encoding=encoding, errors="backslashreplace")
+    sys.stderr = words_to(terminal, sys.stderr.encoding)
 
 
 def _end_with_parent() -> None:

@@ -180,6 +180,54 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert path.read_text() == "batch_size\n1\n" and not (tmp_path / "M.tmp").exists()
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_starter_closed_cost_no_row(script, tmp_path, closed):  # noqa: F811
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command(script, tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and len(rows(tmp_path)) == 3
+
+
+def test_a_reader_that_ends_costs_no_row(script, tmp_path):  # noqa: F811
+    process = subprocess.Popen(
+        command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "error"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 1  # of the row that failed
+    assert [status for _, status in statuses(tmp_path)] == ["ok", "error", "ok"]
+
+
+def test_a_terminal_that_goes_away_costs_no_row(script, tmp_path):  # noqa: F811
+    """As that of a disowned job does; bars are drawn until then."""
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=end, stdout=end, stderr=end, start_new_session=True,
+    )  # fmt: skip
+    os.close(end)
+    said = b""
+    while b"samples/s" not in said:
+        said += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(60) == 0 and len(rows(tmp_path)) == 3
+
+
+def test_a_full_disk_takes_words_and_no_row(script, tmp_path):  # noqa: F811
+    """nohup's file on a disk that is full; that words are missing is said by the exit code."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and len(rows(tmp_path)) == 3
+    (line,) = done.stderr.splitlines()
+    assert "not all there (No space left on device)" in line
+
+
 SEMAPHORE = """
     if event == "wait":
         import multiprocessing
