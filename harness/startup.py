@@ -40,13 +40,22 @@ def ignore_overrides() -> None:
 
 @contextlib.contextmanager
 def only_benchmark(kind: str = "benchmark"):
-    """Whether this user runs no other benchmark of the collection, or of a kind, meanwhile."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"mac_ml_speed_test_{kind}_{os.getuid()}.lock")
+    """Whether this user runs no other benchmark of the collection, or of a kind, meanwhile.
+
+    Raises:
+        UsageError: no temporary folder takes a file; frameworks, too, need one.
+    """
     try:
+        folder = Path(tempfile.gettempdir())
+        lock = FileLock(folder / f"mac_ml_speed_test_{kind}_{os.getuid()}.lock")
         lock.acquire(blocking=False)
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise UsageError(
+            f"temporary folder: {error.strerror}; set TMPDIR to a folder on a local disk with room"
+        ) from None
     try:
         yield True
     finally:

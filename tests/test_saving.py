@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ import harness.results
 import harness.startup
 import utils
 from harness.results import UnreadableResults
-from harness.startup import require_saving
+from harness.startup import only_benchmark, require_saving
 from harness.sweep import save
 from harness.turns import Turn
 from harness.turns import run as run_turn
@@ -166,6 +167,43 @@ def test_a_row_that_no_disk_takes_is_on_the_terminal(tmp_path, monkeypatch, caps
     monkeypatch.setattr("harness.sweep.append_row", full)
     assert save(tmp_path / "M.csv", {"batch_size": 16, "samples_per_second": 5.5}, []) is None
     assert "'samples_per_second': 5.5" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="takes a user of a number")
+def test_a_user_without_name_and_home_costs_no_row(script, tmp_path):  # noqa: F811
+    """As containers run: each error names homes, which are to be taken out of the row."""
+    gone = {"HOME", "USER", "LOGNAME", "LNAME", "USERNAME"}
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    done = subprocess.run(
+        ["unshare", "--user", "--map-user=54321", *command(script, tmp_path)],
+        env={**environment, "PYTHONPATH": str(ROOT), "EVENT": "error"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert [status for _, status in statuses(tmp_path)] == ["ok", "error", "ok"], done.stderr
+    assert done.returncode == 1
+
+
+def test_a_row_finds_a_folder_where_there_is_neither_a_temporary_nor_a_home(tmp_path, monkeypatch):
+    def none_there():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_there)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.chdir(tmp_path)
+    assert save(Path("/proc/nowhere/M.csv"), {"batch_size": 16}, []) == tmp_path / "M.csv"
+
+
+@pytest.mark.parametrize("asked", ["tempfile.gettempdir", "fcntl.flock"])
+def test_without_a_temporary_folder_a_line_names_the_variable(monkeypatch, asked):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(asked, refuse)
+    with pytest.raises(utils.UsageError, match="Read-only.*TMPDIR"), only_benchmark():
+        pass
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
