@@ -61,6 +61,14 @@ def test_tools_name_a_folder_named_like_a_file(tool, tmp_path):
     assert f"{path.name} cannot be read (Is a directory)" in done.stdout + done.stderr
 
 
+def test_a_page_that_cannot_be_written_is_a_line(tmp_path):
+    (tmp_path / "index.tmp").mkdir()
+    page = [sys.executable, "-m", "reporting.page", tmp_path]
+    done = subprocess.run(page, capture_output=True, text=True, cwd=ROOT)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and f"{tmp_path}/index.html cannot be written" in line
+
+
 @contextlib.contextmanager
 def as_nobody():
     os.seteuid(65534)
