@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from signals import hear_signals
 from test_sweep import ROOT, command, rows, run, script, statuses  # noqa: F401 - a fixture too
 
 import harness.results
@@ -292,7 +293,7 @@ def test_signals_end_like_ctrl_c(script, tmp_path, number):  # noqa: F811
     process = subprocess.Popen(
         command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "wait"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests' own nohup
+        preexec_fn=hear_signals,
     )  # fmt: skip
     next(line for line in process.stdout if "waiting" in line)
     os.kill(process.pid, number)  # this process alone, as `kill` and a service manager do
@@ -316,18 +317,19 @@ def session(number: int) -> list[psutil.Process]:
     return found
 
 
-def test_nohup_is_heard(script, tmp_path):  # noqa: F811
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_nohup_and_a_background_job_are_heard(script, tmp_path, number):  # noqa: F811
+    previous = signal.signal(number, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
             command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         next(line for line in process.stdout if "samples/s" in line)
-        os.kill(process.pid, signal.SIGHUP)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
     finally:
-        signal.signal(signal.SIGHUP, previous)
+        signal.signal(number, previous)
     assert process.returncode == 0 and len(rows(tmp_path)) == 3
 
 
