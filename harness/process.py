@@ -141,13 +141,13 @@ def tell(text: str, seconds_left: float | None = None) -> None:
 
 def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     global _parent
+    open_streams()
     _parent = sender
     # Ctrl-C, and a terminal that is closed, are the parent's to handle; and a parent that was
     # killed leaves no orphan at work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    open_streams()
     count_stops()
     _hand_over(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
