@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import psutil
 
 from harness.awake import count_stops
 from harness.endings import LastLines, is_out_of_memory, memory_kills, outcome_of_exit_code
+from harness.private import home_folder
 from harness.streams import open_streams, words_to
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
@@ -152,6 +154,8 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     _hand_over(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if not home_folder():  # libraries would make a folder called `~` in the current one
+        os.environ["HOME"] = tempfile.gettempdir()
     try:
         outcome = dict(status="ok", value=function(*arguments))
     except UserError as error:

@@ -181,6 +181,8 @@ def test_a_row_that_no_disk_takes_is_on_the_terminal(tmp_path, monkeypatch, caps
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="takes a user of a number")
 def test_a_user_without_name_and_home_costs_no_row(script, tmp_path):  # noqa: F811
     """As containers run: each error names homes, which are to be taken out of the row."""
+    home = 'raise ValueError(os.path.expanduser("~"))'
+    script.write_text(script.read_text().replace('raise ValueError("the model is wrong")', home))
     gone = {"HOME", "USER", "LOGNAME", "LNAME", "USERNAME"}
     environment = {name: value for name, value in os.environ.items() if name not in gone}
     done = subprocess.run(
@@ -189,6 +191,8 @@ def test_a_user_without_name_and_home_costs_no_row(script, tmp_path):  # noqa: F
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert [status for _, status in statuses(tmp_path)] == ["ok", "error", "ok"], done.stderr
+    # Libraries would make a folder called `~`.
+    assert rows(tmp_path)[1]["error"] == f"ValueError: {tempfile.gettempdir()}"
     assert done.returncode == 1
 
 
