@@ -1,6 +1,9 @@
 # Every target sets up .venv by itself, and does nothing when it is up to date.
 PYTHON ?= python3
 RESULTS_DIR ?= results
+export RESULTS_DIR
+# What others put there, ROS its plugins of pytest, is not for the Python of .venv.
+unexport PYTHONPATH PYTHONSAFEPATH
 # Tests at a time; 0: one after the other, in one process.
 PROCESSES ?= 2
 PY := .venv/bin/python
@@ -26,17 +29,21 @@ quickstart: $(READY)
 
 # The notebook, run from top to bottom: charts into $(RESULTS_DIR), and a page that shows them all.
 report: $(READY)
-	RESULTS_DIR=$(RESULTS_DIR) $(PY) -m nbconvert --to html --no-input --execute plot_results.ipynb \
-		--output-dir=$(RESULTS_DIR) --output=report --log-level=ERROR --KernelManager.transport=ipc
-	@echo 'Charts: $(RESULTS_DIR)/*.png'
-	@echo 'Report: $(RESULTS_DIR)/report.html'
+	@mkdir -p "$$RESULTS_DIR" 2>/dev/null && test -w "$$RESULTS_DIR" || \
+		{ echo "RESULTS_DIR=$$RESULTS_DIR cannot be written: name another folder"; exit 1; }
+	@sockets=$$(mktemp -d) && trap 'rm -rf "$$sockets"' EXIT && \
+		$(PY) -m nbconvert --to html --no-input --execute plot_results.ipynb \
+		--output-dir="$$RESULTS_DIR" --output=report --log-level=ERROR \
+		--KernelManager.transport=ipc --KernelManager.ip="$$sockets/kernel"
+	@echo "Charts: $$RESULTS_DIR/*.png"
+	@echo "Report: $$RESULTS_DIR/report.html"
 
 # One file for all machines, to open or to put on any static host.
 page: $(READY)
-	$(PY) -m reporting.page $(RESULTS_DIR)
+	$(PY) -m reporting.page "$$RESULTS_DIR"
 
 check-results: $(READY)
-	$(PY) check_results.py $(RESULTS_DIR)
+	$(PY) check_results.py "$$RESULTS_DIR"
 
 test: $(READY)
 	$(PY) -m pytest --numprocesses=$(PROCESSES) --dist=loadfile

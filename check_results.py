@@ -268,7 +268,7 @@ def main() -> None:
             raise UsageError(f"{options.results_dir} is not a folder")
         files, problems = check_folder(options.results_dir)
         odd = look_at(options.results_dir) if files else []
-    print("\n".join([*problems, *odd, f"{files} files, {len(problems)} problems"]))
+        print("\n".join([*problems, *odd, f"{files} files, {len(problems)} problems"]))
     sys.exit(bool(problems))
 
 

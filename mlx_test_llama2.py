@@ -22,6 +22,7 @@ downloaded, else a synthetic twin with random weights and the same tensors takes
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -149,7 +150,7 @@ def find_model(options) -> tuple[str, Path]:
         UserError: there is none.
     """
     given = options.model != DEFAULT_MODEL
-    folder = Path(options.model).expanduser()
+    folder = Path(os.path.expanduser(options.model))
     if given and options.data == "synthetic":
         raise utils.UsageError("--model: --data=synthetic measures a twin instead")
     if given and folder.is_dir():

@@ -4,13 +4,13 @@ Each function reads one kind of value, or says in a line what is wrong.
 """
 
 import argparse
-import contextlib
 import difflib
-import os
 import re
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
+
+from harness.streams import open_streams
 
 # What word processors make of quotation marks and of --.
 QUOTES = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u00ab\u00bb"
@@ -49,7 +49,7 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=form)
 
     def parse_known_args(self, args=None, namespace=None):
-        print_anywhere()
+        open_streams()
         words = [self.mended(word) for word in (sys.argv[1:] if args is None else args)]
         options, unknown = super().parse_known_args(self.joined(words), namespace)
         if unknown:
@@ -93,15 +93,6 @@ class CommandLine(argparse.ArgumentParser):
         near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
         return f"there is no {word}; {hint}"
-
-
-def print_anywhere() -> None:
-    """Let a terminal without UTF-8 show `?` for what it lacks, here and in processes started."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's own
-            stream.reconfigure(errors="replace")
-    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
-    os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
 
 
 def path_name(text: str) -> Path:

@@ -10,7 +10,7 @@ HOME = re.compile(r"([/\\](?:home|Users)[/\\])(?!Shared\b|USER\b)([^/\\\s'\":,;)
 
 def without_names(text: str) -> str:
     """The text with `~` for this user's home folder, and USER for names of users."""
-    home = str(Path.home())
+    home = str(home_folder() or "")
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     text = HOME.sub(r"\1USER", text)
@@ -26,8 +26,15 @@ def named_homes(text: str) -> list[str]:
     return [found[1] for found in HOME.findall(text)]
 
 
+def home_folder() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container may run as a number without a home
+        return None
+
+
 def user_name() -> str | None:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a number without a name
+    except (OSError, KeyError):  # nor need that number have a name
         return None

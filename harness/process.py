@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -15,6 +16,8 @@ import psutil
 
 from harness.awake import count_stops
 from harness.endings import LastLines, is_out_of_memory, memory_kills, outcome_of_exit_code
+from harness.private import home_folder
+from harness.streams import open_streams, words_to
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
 LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
@@ -185,6 +188,7 @@ def whereabouts(frame) -> str:
 
 def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     global _parent
+    open_streams()
     _parent = sender
     # Ctrl-C, and a terminal that is closed, are the parent's to handle; and a parent that was
     # killed leaves no orphan at work.
@@ -196,6 +200,8 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     _hand_over(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if not home_folder():  # libraries would make a folder called `~` in the current one
+        os.environ["HOME"] = tempfile.gettempdir()
     try:
         outcome = dict(status="ok", value=function(*arguments))
     except UserError as error:
@@ -225,8 +231,7 @@ def _hand_over(standard_error) -> None:
     terminal = os.dup(2)
     os.dup2(standard_error.fileno(), 2)
     standard_error.close()
-    encoding = sys.stderr.encoding
-    sys.stderr = os.fdopen(terminal, "w", 1, encoding=encoding, errors="backslashreplace")
+    sys.stderr = words_to(terminal, sys.stderr.encoding)
 
 
 def _end_with_parent() -> None:

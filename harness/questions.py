@@ -37,7 +37,7 @@ def questions_to_ask(file: Path | None, number: int | None) -> list[str]:
     questions = QUESTIONS
     if file:
         try:
-            text = file.expanduser().read_text(encoding="utf-8-sig")
+            text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeError) as error:
             problem = getattr(error, "strerror", None) or "it is no UTF-8 text"
             raise UsageError(f"--questions_file={file}: {problem}") from None

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from harness.awake import count_stops
 from harness.process import UsageError, UserError
 from harness.results import LOCK_SECONDS, UnreadableResults, read_rows
+from harness.streams import refused
 
 PROBE_BYTES = 1 << 20  # of a first row there is less, but a disk with less room is full
 
@@ -39,13 +40,22 @@ def ignore_overrides() -> None:
 
 @contextlib.contextmanager
 def only_benchmark(kind: str = "benchmark"):
-    """Whether this user runs no other benchmark of the collection, or of a kind, meanwhile."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"mac_ml_speed_test_{kind}_{os.getuid()}.lock")
+    """Whether this user runs no other benchmark of the collection, or of a kind, meanwhile.
+
+    Raises:
+        UsageError: no temporary folder takes a file; frameworks, too, need one.
+    """
     try:
+        folder = Path(tempfile.gettempdir())
+        lock = FileLock(folder / f"mac_ml_speed_test_{kind}_{os.getuid()}.lock")
         lock.acquire(blocking=False)
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise UsageError(
+            f"temporary folder: {error.strerror}; set TMPDIR to a folder on a local disk with room"
+        ) from None
     try:
         yield True
     finally:
@@ -72,6 +82,8 @@ def one_line_errors(rows: list[dict], results_dir: Path):
             signal.signal(number, end_like_ctrl_c)
     try:
         yield
+        if refused:
+            raise UserError(f"what it said is not all there ({refused[0].strerror})")
     except (UserError, UnreadableResults) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
@@ -80,8 +92,7 @@ def one_line_errors(rows: list[dict], results_dir: Path):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         saved = f"{len(rows)} rows of this run are saved under {results_dir}"
-        with contextlib.suppress(OSError):  # of a terminal that is gone
-            print(f"\nInterrupted: {saved}.", file=sys.stderr, flush=True)
+        print(f"\nInterrupted: {saved}.", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if isinstance(interrupt, Ended) else signal.SIGINT))
 
 

@@ -237,9 +237,9 @@ def save(path: Path, row: dict, columns) -> Path | None:
 
 
 def save_elsewhere(name: str, row: dict, columns) -> Path | None:
-    for folder in (Path(tempfile.gettempdir()), Path("~").expanduser(), Path.cwd()):
+    for folder in (tempfile.gettempdir, Path.home, Path.cwd):
         try:
-            return append_row(folder / name, row, list(columns))
-        except OSError:
-            continue  # that disk is full as well
+            return append_row(Path(folder()) / name, row, list(columns))
+        except (OSError, RuntimeError):
+            continue  # that disk is full as well, or there is no such folder
     return None

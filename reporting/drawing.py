@@ -4,6 +4,7 @@ import math
 import textwrap
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
@@ -11,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from reporting.tables import Results
+
+# A chart looks the same on every machine, whatever somebody's own matplotlibrc says: TeX, fonts.
+matplotlib.rcdefaults()
 
 # Twelve colours that stay apart for colour-blind readers (M. Krzywinski's palette,
 # https://mk.bcgsc.ca/colorblind/), neighbours in this order unlike each other.

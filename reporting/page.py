@@ -17,6 +17,8 @@ import pandas as pd
 
 from harness import PROJECT_VERSION
 from harness.arguments import CommandLine, path_name
+from harness.process import UserError
+from harness.startup import one_line_errors
 from reporting.speeds import speeds
 from reporting.tables import Results, load_results
 
@@ -29,7 +31,11 @@ TEXTS = [
 
 
 def write_page(results: Results, results_dir: Path) -> Path:
-    """Write `index.html` into the results folder; returns its path."""
+    """Write `index.html` into the results folder; returns its path.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     import vl_convert
 
     path = results_dir / "index.html"
@@ -43,8 +49,11 @@ def write_page(results: Results, results_dir: Path) -> Path:
     for name, text in parts.items():
         page = page.replace(f"/*{name}*/", text)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from None
     return path
 
 
@@ -107,10 +116,11 @@ def main() -> None:
     results_dir = parser.parse_args().results_dir
     if not results_dir.is_dir():
         parser.error(f"there is no folder {results_dir}")
-    results = load_results(results_dir)
-    for problem in results.problems:
-        print(f"skipped: {problem}")
-    print(f"Page: {write_page(results, results_dir)}")
+    with one_line_errors([], results_dir):
+        results = load_results(results_dir)
+        for problem in results.problems:
+            print(f"skipped: {problem}")
+        print(f"Page: {write_page(results, results_dir)}")
 
 
 if __name__ == "__main__":

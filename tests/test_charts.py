@@ -1,6 +1,9 @@
 """The charts say what the rows say, and the notebook runs on whatever lies under results/."""
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -289,6 +292,21 @@ def test_the_notebook_runs(tmp_path, monkeypatch, written):
     assert ("mfu_percent" in html) is (written in (one_machine, twelve_machines))
     for personal in (str(tmp_path), str(ROOT), str(Path.home())):
         assert personal not in html
+
+
+def test_somebodys_own_matplotlibrc_changes_no_chart(tmp_path):
+    """TeX that is not there would end it, fonts that are not there warn at each text."""
+    one_machine(tmp_path)
+    drawing.save(time_chart(tmp_path), tmp_path / "usual.png")
+    style = "text.usetex: True\nfont.family: No Such Font\naxes.facecolor: black\n"
+    (tmp_path / "matplotlibrc").write_text(style)
+    draw = "import test_charts as t; t.drawing.save(t.time_chart(t.Path.cwd()), t.Path('own.png'))"
+    done = subprocess.run(
+        [sys.executable, "-c", draw], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "usual.png").read_bytes()
 
 
 def test_an_empty_experiment_says_so(tmp_path):

@@ -11,6 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from signals import hear_signals
 
 import harness.generation
 import harness.twins.gguf
@@ -359,6 +360,7 @@ def start_and_wait_for_a_row(model, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_signals,
     )
     for line in process.stdout:
         if "(1)" in line:

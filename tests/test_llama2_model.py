@@ -49,6 +49,8 @@ def test_path_in_the_home_folder(model, tmp_path, monkeypatch):
     assert gguf_file.find("~/m.gguf", tmp_path) == tmp_path / "m.gguf"
     with pytest.raises(UsageError, match="owner/repo:file.gguf"):
         gguf_file.find("~/n.gguf", tmp_path)
+    with pytest.raises(UsageError, match="~nobody-here/m.gguf: there is no such file"):
+        gguf_file.find("~nobody-here/m.gguf", tmp_path)
 
 
 def test_parts_count_together_and_none_may_be_missing(model, tmp_path):

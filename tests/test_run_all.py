@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import result_files as files
+from signals import hear_signals
 
 import run_all
 from harness.experiment import Experiment, batch_sizes
@@ -94,7 +95,7 @@ def test_what_was_cut_short_goes_on_and_repeats_nothing(copy):
     flags = ["--minutes=0.5"]
     process = subprocess.Popen(
         command(copy, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hear_signals,
     )  # fmt: skip
     state = copy / "results/.run_all.json"
     while not state.exists():

@@ -7,19 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from signals import hear_signals
 from test_sweep import ROOT, command, rows, run, script, statuses  # noqa: F401 - a fixture too
 
 import harness.results
 import harness.startup
 import utils
 from harness.results import UnreadableResults
-from harness.startup import require_saving
+from harness.startup import only_benchmark, require_saving
 from harness.sweep import save
 from harness.turns import Turn
 from harness.turns import run as run_turn
@@ -58,6 +60,14 @@ def test_tools_name_a_folder_named_like_a_file(tool, tmp_path):
     )
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert f"{path.name} cannot be read (Is a directory)" in done.stdout + done.stderr
+
+
+def test_a_page_that_cannot_be_written_is_a_line(tmp_path):
+    (tmp_path / "index.tmp").mkdir()
+    page = [sys.executable, "-m", "reporting.page", tmp_path]
+    done = subprocess.run(page, capture_output=True, text=True, cwd=ROOT)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and f"{tmp_path}/index.html cannot be written" in line
 
 
 @contextlib.contextmanager
@@ -168,6 +178,47 @@ def test_a_row_that_no_disk_takes_is_on_the_terminal(tmp_path, monkeypatch, caps
     assert "'samples_per_second': 5.5" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="takes a user of a number")
+def test_a_user_without_name_and_home_costs_no_row(script, tmp_path):  # noqa: F811
+    """As containers run: each error names homes, which are to be taken out of the row."""
+    home = 'raise ValueError(os.path.expanduser("~"))'
+    script.write_text(script.read_text().replace('raise ValueError("the model is wrong")', home))
+    gone = {"HOME", "USER", "LOGNAME", "LNAME", "USERNAME"}
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    done = subprocess.run(
+        ["unshare", "--user", "--map-user=54321", *command(script, tmp_path)],
+        env={**environment, "PYTHONPATH": str(ROOT), "EVENT": "error"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert [status for _, status in statuses(tmp_path)] == ["ok", "error", "ok"], done.stderr
+    # Libraries would make a folder called `~`.
+    assert rows(tmp_path)[1]["error"] == f"ValueError: {tempfile.gettempdir()}"
+    assert done.returncode == 1
+
+
+def test_a_row_finds_a_folder_where_there_is_neither_a_temporary_nor_a_home(tmp_path, monkeypatch):
+    def none_there():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none_there)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.chdir(tmp_path)
+    assert save(Path("/proc/nowhere/M.csv"), {"batch_size": 16}, []) == tmp_path / "M.csv"
+
+
+@pytest.mark.parametrize("asked", ["tempfile.gettempdir", "fcntl.flock"])
+def test_without_a_temporary_folder_a_line_names_the_variable(monkeypatch, asked):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(asked, refuse)
+    with pytest.raises(utils.UsageError, match="Read-only.*TMPDIR"), only_benchmark():
+        pass
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -178,6 +229,54 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         harness.results.append_row(path, {"batch_size": 2}, [])
     assert path.read_text() == "batch_size\n1\n" and not (tmp_path / "M.tmp").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_starter_closed_cost_no_row(script, tmp_path, closed):  # noqa: F811
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command(script, tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0 and len(rows(tmp_path)) == 3
+
+
+def test_a_reader_that_ends_costs_no_row(script, tmp_path):  # noqa: F811
+    process = subprocess.Popen(
+        command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "error"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 1  # of the row that failed
+    assert [status for _, status in statuses(tmp_path)] == ["ok", "error", "ok"]
+
+
+def test_a_terminal_that_goes_away_costs_no_row(script, tmp_path):  # noqa: F811
+    """As that of a disowned job does; bars are drawn until then."""
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=end, stdout=end, stderr=end, start_new_session=True,
+    )  # fmt: skip
+    os.close(end)
+    said = b""
+    while b"samples/s" not in said:
+        said += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert process.wait(60) == 0 and len(rows(tmp_path)) == 3
+
+
+def test_a_full_disk_takes_words_and_no_row(script, tmp_path):  # noqa: F811
+    """nohup's file on a disk that is full; that words are missing is said by the exit code."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and len(rows(tmp_path)) == 3
+    (line,) = done.stderr.splitlines()
+    assert "not all there (No space left on device)" in line
 
 
 SEMAPHORE = """
@@ -198,7 +297,7 @@ def test_signals_end_like_ctrl_c(script, tmp_path, number):  # noqa: F811
     process = subprocess.Popen(
         command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "wait"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests' own nohup
+        preexec_fn=hear_signals,
     )  # fmt: skip
     next(line for line in process.stdout if "waiting" in line)
     os.kill(process.pid, number)  # this process alone, as `kill` and a service manager do
@@ -222,18 +321,19 @@ def session(number: int) -> list[psutil.Process]:
     return found
 
 
-def test_nohup_is_heard(script, tmp_path):  # noqa: F811
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_nohup_and_a_background_job_are_heard(script, tmp_path, number):  # noqa: F811
+    previous = signal.signal(number, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
             command(script, tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         next(line for line in process.stdout if "samples/s" in line)
-        os.kill(process.pid, signal.SIGHUP)
+        os.killpg(process.pid, number)
         process.communicate(timeout=60)
     finally:
-        signal.signal(signal.SIGHUP, previous)
+        signal.signal(number, previous)
     assert process.returncode == 0 and len(rows(tmp_path)) == 3
 
 

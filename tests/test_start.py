@@ -89,3 +89,57 @@ def test_an_older_package_is_one_line(tmp_path):
     (tmp_path / "a_test.py").write_text(SCRIPT.format(">=99.2,<100"))
     with pytest.raises(UserError, match=r"numpy \S+ is too old .+ install 'numpy>=99.2'"):
         require_versions(tmp_path / "a_test.py")
+
+
+STAND_IN = """#!/bin/sh
+printf '%s\\n' "$@" "PYTHONPATH=$PYTHONPATH" "PYTHONSAFEPATH=$PYTHONSAFEPATH" "$RESULTS_DIR" > said
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs a target in a folder whose Python only says how it was called."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (tmp_path / ".venv/.installed").touch()
+
+    def run(*words, **variables):
+        done = subprocess.run(
+            ["make", *words], cwd=tmp_path, env={**os.environ, **variables}, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        said = tmp_path / "said"
+        return done, said.read_text().splitlines() if said.exists() else []
+
+    return run
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("target", ["page", "check-results", "report"])
+def test_make_takes_a_results_folder_with_blanks_and_quotes(make, target, tmp_path):
+    folder = 'my "good" results\' 1'
+    done, said = make(target, f"RESULTS_DIR={folder}")
+    assert done.returncode == 0, done.stderr
+    assert folder in [word.removeprefix("--output-dir=") for word in said]
+    if target == "report":  # its sockets lie elsewhere, and go
+        (socket,) = [word for word in said if word.startswith("--KernelManager.ip=")]
+        place = Path(socket.partition("=")[2]).parent
+        assert place.is_absolute() and place != tmp_path and not place.exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_keeps_the_packages_of_others_out(make):
+    _, said = make("test", PYTHONPATH="/opt/ros/lib", PYTHONSAFEPATH="1")
+    assert "PYTHONPATH=" in said and "PYTHONSAFEPATH=" in said
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_report_says_first_where_it_cannot_write(make, tmp_path):
+    (tmp_path / "results").write_text("no folder")
+    done, said = make("report")
+    assert done.returncode != 0 and not said
+    assert "RESULTS_DIR=results cannot be written" in done.stdout

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from signals import hear_signals
 
 ROOT = Path(__file__).parent.parent
 CIFAR100 = ROOT / "pytorch_test_computer_vision_cifar100.py"
@@ -111,11 +112,19 @@ def test_a_failure_costs_one_row(script, tmp_path, event, status, goes_on, code)
     assert failed["error"] and failed["avg_time_per_epoch"] == ""
 
 
-def test_ctrl_c_keeps_what_was_measured(script, tmp_path):
+@pytest.fixture
+def in_background():
+    """The tests as a shell's background job: hear_signals must be enough."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_keeps_what_was_measured(script, tmp_path, in_background):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "EVENT": "wait"}
     process = subprocess.Popen(
         command(script, tmp_path), env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_signals,
     )  # fmt: skip
     for line in process.stdout:
         if "waiting" in line:

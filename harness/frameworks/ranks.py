@@ -24,6 +24,7 @@ from harness.clock import Team
 from harness.disturbance import Watch
 from harness.machine import usable_cores
 from harness.process import UsageError, UserError, tell
+from harness.streams import open_streams
 
 # A rank that is not heard of for so long ends the training; a first step may compile for minutes.
 STALLED, STALLED_COMPILING = timedelta(seconds=50), timedelta(seconds=900)
@@ -175,6 +176,7 @@ def run_rank(measure: Callable, *arguments) -> dict | None:
     """What every rank runs; only rank 0 has something to say."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    open_streams()
     if int(os.environ["RANK"]):
         # One bar is enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
