@@ -49,16 +49,17 @@ def speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
     Args:
         also_by: further columns in which rows must agree to stand for one another.
     """
-    parts = [token_speeds(results, also_by)]
+    parts = [best_evidence(token_speeds(results, also_by)[COLUMNS], also_by)]
+    # One by one, because what experiments vary are tuples of unequal lengths, which do not sort.
     measured = with_major_version(results.measurements)
     for chart, rows in measured.groupby("experiment", sort=False):
         experiment = results.experiments[chart]
-        parts += [measured_speeds(rows, experiment, speed) for speed in experiment.speeds]
+        numbers = [measured_speeds(rows, experiment, speed) for speed in experiment.speeds]
+        parts.append(best_evidence(pd.concat(numbers)[COLUMNS], also_by))
     parts = [part for part in parts if len(part)]
-    everything = pd.concat(parts) if parts else table([], COLUMNS)
-    best = best_evidence(everything[COLUMNS], also_by)
+    everything = pd.concat(parts, ignore_index=True) if parts else table([], COLUMNS)
     place = {chart: number for number, chart in enumerate(results.experiments)}
-    return best.sort_values("experiment", key=lambda charts: charts.map(place), kind="stable")
+    return everything.sort_values("experiment", key=lambda charts: charts.map(place), kind="stable")
 
 
 def measured_speeds(rows: pd.DataFrame, experiment: Experiment, speed: Speed) -> pd.DataFrame:
@@ -92,7 +93,7 @@ def with_major_version(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_evidence(rows: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One row per experiment, machine, configuration and number.
+    """One row per experiment, machine, configuration and number; `varied` of all is equally long.
 
     A good row before a failed one, measured whole before extrapolated, real before synthetic data,
     this project version's before another's, then the newest.
@@ -214,13 +215,13 @@ def measurements(results: Results) -> pd.DataFrame:
 
     For what is read beside the speed: where the device waited, TFLOP/s, memory.
     """
-    parts = [
-        measured_speeds(rows, experiment := results.experiments[chart], experiment.speeds[0])
-        for chart, rows in results.measurements.groupby("experiment", sort=False)
-    ]
+    parts = []
+    for chart, rows in results.measurements.groupby("experiment", sort=False):
+        experiment = results.experiments[chart]
+        parts.append(best_evidence(measured_speeds(rows, experiment, experiment.speeds[0])))
     if not parts:
         return table([], [*results.measurements.columns, *COLUMNS])
-    return best_evidence(pd.concat(parts))
+    return pd.concat(parts, ignore_index=True)
 
 
 def share_of_peak(results: Results) -> pd.DataFrame:

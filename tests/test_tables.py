@@ -9,7 +9,7 @@ from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
 from harness.results import COLUMNS, append_row, read_rows
 from reporting.experiments import find_experiments, of_file
-from reporting.speeds import relative_speeds, share_of_peak, speeds, token_speeds
+from reporting.speeds import measurements, relative_speeds, share_of_peak, speeds, token_speeds
 from reporting.tables import load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
@@ -89,6 +89,17 @@ def test_other_configurations_are_kept_apart_and_named(tmp_path):
         row(channels_last=True),
     )
     assert set(best(tmp_path)["configuration"]) == {"", "bf16 compiled", "channels_last"}
+
+
+def test_experiments_that_vary_more_or_less_stand_in_one_table(tmp_path):
+    write_rows(tmp_path, row())
+    tabular = by_chart("sklearn_tabular_airline")
+    varied = {"estimator": "random_forest", "threads": "all", "rows": 1000}
+    good = {"fit_seconds": 2.0, "predict_seconds": 1.0}
+    path = tabular.results_path(tmp_path, MACHINE)
+    append_row(path, row(**varied, **good), list(tabular.columns))
+    assert set(best(tmp_path)["varied"].map(len)) == {1, len(tabular.varied)}
+    assert len(measurements(load_results(tmp_path))) == 2
 
 
 def test_flags_of_the_model_are_a_configuration(tmp_path):
