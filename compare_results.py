@@ -288,7 +288,7 @@ def show(lines: list[dict], heading: dict[str, str], options: argparse.Namespace
         table["speed_per_price_ratio"] = table["ratio"] * second / first
     if options.format == "json":
         rows = json.loads(table.to_json(orient="records"))
-        print(json.dumps({**heading, "comparisons": rows}, indent=2))
+        print(json.dumps({**heading, "comparisons": rows}, indent=2, allow_nan=False))
         return
     if not table["differs"].any():
         table = table.drop(columns="differs")

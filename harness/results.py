@@ -7,6 +7,7 @@ spreadsheet does to a file is undone in reading, and so in the rows that an appe
 import contextlib
 import csv
 import io
+import math
 import os
 import re
 import sys
@@ -255,14 +256,18 @@ def cell_of(name: str, value) -> str:
     """Text of a value in a column. A loss that is not a number was measured, and is no unknown."""
     if name == "error":
         return without_names(to_cell(value))
-    if name == "train_loss" and value is not None and value != value:
-        return "nan"
+    if name == "train_loss" and value is not None and not_finite(value):
+        return f"{value:g}"
     return to_cell(value)
 
 
+def not_finite(value) -> bool:
+    return value != value or value in (math.inf, -math.inf)
+
+
 def to_cell(value) -> str:
-    """Text of a value: six significant digits for a float, nothing for an unknown number."""
-    if value is None or value != value:
+    """Text of a value: six significant digits for a float, nothing for what is no number."""
+    if value is None or not_finite(value):
         return ""
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"

@@ -98,7 +98,8 @@ def coded(values: pd.Series) -> dict:
 
 def pack(data: dict) -> str:
     """JSON, compressed, as text that cannot end the element that it stands in."""
-    return base64.b64encode(gzip.compress(json.dumps(data).encode(), mtime=0)).decode()
+    text = json.dumps(data, allow_nan=False)  # a browser reads neither NaN nor Infinity
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def main() -> None:

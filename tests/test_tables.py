@@ -1,16 +1,21 @@
 """Reading results back: ours and every older format, and which row is the best evidence."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import result_files as files
 
+import compare_results
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
 from harness.results import COLUMNS, append_row, read_rows
+from harness.results import write_rows as write_csv
 from reporting.experiments import find_experiments, of_file
+from reporting.page import page_data
 from reporting.speeds import measurements, relative_speeds, share_of_peak, speeds, token_speeds
-from reporting.tables import load_results
+from reporting.tables import column_types, load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
 CIFAR100 = "pytorch_cv_resnet50_cifar100"
@@ -177,6 +182,49 @@ def test_a_row_with_a_wrong_cell_is_named_and_skipped(tmp_path, old, new, said):
     results = load_results(tmp_path)
     assert results.measurements["batch_size"].tolist() == [64]
     assert said in results.problems[0] and "row 2" in results.problems[0]
+
+
+@pytest.mark.parametrize("cell", ["inf", "-inf", "nan", "1e999"])
+def test_a_cell_that_is_no_number_counts_as_empty_in_whatever_column(tmp_path, cell):
+    """A row for each column; `Infinity` in the page's data would leave it blank."""
+    by_name, _ = column_types(by_chart(CIFAR100))
+    columns = [name for name in COLUMNS if name in by_name]
+    write_rows(tmp_path, *(row(size=size) for size in range(1, len(columns) + 1)))
+    path = cifar100_path(tmp_path)
+    header, rows = read_rows(path)
+    changed = [old | {name: cell} for old, name in zip(rows, columns, strict=True)]
+    with path.open("w") as file:
+        write_csv(file, header, changed)
+    results = load_results(tmp_path)
+    assert results.problems == [f"{path.relative_to(tmp_path)}: row 2: no batch size"]
+    read = results.measurements.set_index("batch_size")
+    assert not np.isinf(read.select_dtypes("number")).any(axis=None)
+    assert read.loc[2, "status"] == "ok" and math.isnan(read.loc[2, columns[1]])
+    assert read.loc[columns.index("train_loss") + 1, "status"] == "nonsense"
+    found = best(tmp_path).set_index("test")
+    assert found.loc["batch 2", "status"] == "failed" and math.isnan(found.loc["batch 3", "ci95"])
+    assert json.dumps(page_data(results, tmp_path), allow_nan=False)
+    numbers = compare_results.measured(results)
+    compared, _ = compare_results.pair_up(numbers, MACHINE, MACHINE, loose=False)
+    assert math.isfinite(compare_results.summarize(compared)[-1]["ratio"])
+
+
+@pytest.mark.parametrize("peak", ["Infinity", "NaN"])
+def test_a_peak_that_is_no_number_is_unknown(tmp_path, peak):
+    files.write_selfcheck(tmp_path, MACHINE, fp32=6.0)
+    (path,) = (tmp_path / "selfcheck").iterdir()
+    path.write_text(path.read_text().replace("6.0", peak))
+    assert load_results(tmp_path).peaks == {MACHINE: {}}
+
+
+def test_an_older_row_of_no_epoch_has_no_number(tmp_path):
+    files.write_older(tmp_path, {"Apple_M3": 1.0})
+    (path,) = tmp_path.glob("results_pytorch_nlp/*.csv")
+    path.write_text(path.read_text().replace(",3.0,16,", ",0.0,16,"))
+    results = load_results(tmp_path)
+    assert results.problems == []
+    found = best(tmp_path).query("experiment == 'pytorch_nlp_distilbert_imdb'")
+    assert found["status"].tolist()[0] == "failed"
 
 
 def test_files_of_something_else_are_named(tmp_path):
