@@ -245,6 +245,15 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
     return path
 
 
+def number_of(cell) -> float:
+    """The number in a cell's text, or that a cell is made of; NaN where there is none."""
+    try:
+        value = float("nan" if cell is None else cell)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
 def write_rows(file, header: list[str], rows: list[dict[str, str]]) -> None:
     """Header and rows as CSV into an open file; a cell that a row lacks is empty."""
     writer = csv.DictWriter(file, header, restval="", lineterminator="\n")

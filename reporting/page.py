@@ -61,6 +61,7 @@ def page_data(results: Results, results_dir: Path) -> dict:
             "experiment": [places[chart] for chart in rows["experiment"]],
             "higher": [int(higher) for higher in rows["higher_is_better"]],
             "extrapolated": [int(flag == True) for flag in rows["extrapolated"]],  # noqa: E712
+            "disturbed": [int(flag == True) for flag in rows["disturbed"]],  # noqa: E712
             "speed": numbers(rows["speed"]),
             "ci95": numbers(rows["ci95"]),
         },

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.disturbance import disturbed
 from harness.experiment import Experiment
 from harness.results import COLUMNS, FLAGS, RANK_COLUMNS, UnreadableResults, is_time, read_rows
 from harness.soak import COLD
@@ -50,7 +51,7 @@ GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
 # What charts and comparisons need even where no file has it.
-ADDED = ["experiment", "protocol", "configuration", "label", "settings"]
+ADDED = ["experiment", "protocol", "configuration", "label", "settings", "disturbed"]
 LLM_NEEDED = ["question", "question_iter", "tokens_per_second", "prompt_tokens_per_second", "model"]
 
 
@@ -304,6 +305,7 @@ def name_in(row: dict, name: str, value, words: str) -> None:
 
 def labelled(row: dict, older: bool) -> dict:
     row["protocol"] = OLDER if older else OURS
+    row["disturbed"] = disturbed(row)
     row["label"] = label(row)
     return row
 

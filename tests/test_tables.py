@@ -14,7 +14,14 @@ from harness.results import COLUMNS, append_row, read_rows
 from harness.results import write_rows as write_csv
 from reporting.experiments import find_experiments, of_file
 from reporting.page import page_data
-from reporting.speeds import measurements, relative_speeds, share_of_peak, speeds, token_speeds
+from reporting.speeds import (
+    measurements,
+    neighbours,
+    relative_speeds,
+    share_of_peak,
+    speeds,
+    token_speeds,
+)
 from reporting.tables import column_types, load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
@@ -71,6 +78,11 @@ def test_our_rows_come_back_with_their_types(tmp_path):
         ({"data": "synthetic"}, {"extrapolated": True}),
         ({}, {"project_version": "0.0.1", "started_at": "2027-01-01T00:00:00+00:00"}),
         ({"started_at": "2026-12-01T00:00:00+00:00"}, {}),
+        ({}, {"other_load_percent": 71.0, "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({}, {"other_benchmark_running": True, "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({}, {"disturbance": "suspended", "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({"data": "synthetic", "extrapolated": True}, {"other_load_percent": 71.0}),
+        ({"other_load_percent": 71.0}, {"status": "error", "error": "x"}),
         ({}, {"status": "error", "error": "x", "started_at": "2027-01-01T00:00:00+00:00"}),
     ],
 )
@@ -271,6 +283,55 @@ def test_of_a_repeated_generation_the_newest_counts(tmp_path):
     rates = token_speeds(load_results(tmp_path)).set_index("test")
     assert rates.loc["generation", "speed"] == pytest.approx(12.15)
     assert rates.loc["generation", "runs"] == 4
+
+
+def change(results_dir, newer: bool, **cells):
+    """Rows of language models like those there, ten times as fast, or those there changed."""
+    (path,) = (results_dir / "results_llama2").glob("*.csv")
+    _, rows = read_rows(path)
+    if not newer:
+        path.unlink()
+    for old in rows:
+        faster = {n: old[n] and 10 * float(old[n]) for n in LLM_COLUMNS if "tokens_per" in n}
+        append_row(path, old | (faster if newer else {}) | cells, LLM_COLUMNS)
+
+
+def test_undisturbed_generations_stand_before_disturbed_ones(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0, data="synthetic")
+    later = {"started_at": "2027-01-01T00:00:00+00:00", "data": "real"}
+    change(tmp_path, newer=True, other_load_percent=35.0, **later)
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates["speed"].to_dict() == pytest.approx(
+        {"generation": 12.15, "prompt": 151.5, "tg128": 12.15, "pp512": 151.5}
+    )
+    assert not rates["disturbed"].any() and rates.loc["generation", "runs"] == 4
+    change(tmp_path, newer=False, other_benchmark_running="True")
+    assert token_speeds(load_results(tmp_path))["disturbed"].all()
+
+
+def test_a_mean_leaves_out_the_one_row_that_others_disturbed(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    (path,) = (tmp_path / "results_llama2").glob("*.csv")
+    _, rows = read_rows(path)
+    tg128 = [old for old in rows if old["question"] == "tg128"]
+    third = {"question_iter": 3, "tokens_per_second": 1.0, "other_load_percent": 60.0}
+    append_row(path, tg128[-1] | third, LLM_COLUMNS)
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates.loc["tg128", "speed"] == pytest.approx(12.15)
+    assert rates.loc["tg128", "runs"] == 2 and not rates.loc["tg128", "disturbed"]
+
+
+def test_a_ratio_to_a_disturbed_machine_is_marked_too(tmp_path):
+    write_rows(tmp_path, row(machine="A", other_load_percent=50.0), row(50.0, machine="B"))
+    relative = relative_speeds(load_results(tmp_path), "A").set_index("machine")
+    assert relative["disturbed"].to_dict() == {"A": True, "B": True}
+    assert neighbours(load_results(tmp_path), "B", 1) == [
+        "B is 2.00 times as fast as A, over 1 experiments, 1 of them disturbed"
+    ]
+    page = page_data(load_results(tmp_path), tmp_path)
+    assert sorted(page["columns"]["disturbed"]) == [0, 1]
+    write_rows(tmp_path, row(machine="A"))
+    assert not relative_speeds(load_results(tmp_path), "A")["disturbed"].any()
 
 
 def test_another_model_is_another_configuration(tmp_path):
