@@ -12,6 +12,7 @@ from others of the same name) is said too, for a human to look at, and is no pro
 """
 
 import argparse
+import contextlib
 import json
 import math
 import re
@@ -109,7 +110,7 @@ def look_at(results_dir: Path) -> list[str]:
 
 
 def check_results_file(path: Path) -> list[str]:
-    """The problems of one CSV file of an experiment, in the order of its rows."""
+    """The problems of one CSV file of an experiment."""
     from reporting.tables import column_types
 
     found = of_file(path, find_experiments())
@@ -121,7 +122,8 @@ def check_results_file(path: Path) -> list[str]:
     except UnreadableResults as error:
         return [str(error)]
     if not any(row.get("project_version") for row in rows):
-        return check_older(path, rows)
+        numbers = set(header) - set(experiment.text_columns)
+        return check_older(path, rows) + check_finite(rows, numbers)
     problems = check_header(experiment, header)
     if missing := [name for name in required_columns(experiment) if name not in header]:
         return [*problems, *(f"column {name!r} is missing" for name in missing)]
@@ -135,7 +137,7 @@ def check_results_file(path: Path) -> list[str]:
         first = seen.setdefault(tuple(row.values()), line)
         if first != line:
             problems.append(f"row {line}: the same as row {first}")
-    return problems
+    return problems + check_finite(rows, types[0])
 
 
 def check_header(experiment: Experiment, header: list[str]) -> list[str]:
@@ -187,6 +189,18 @@ def check_cells(row: dict[str, str], numbers: set[str], flags: set[str]) -> list
     return problems + check_time(row["started_at"])
 
 
+def check_finite(rows: list[dict[str, str]], numbers: set[str]) -> list[str]:
+    """Cells such as `inf` and `nan`; a loss may be that, because a device can bring it there."""
+    problems = []
+    for line, row in enumerate(rows, start=2):
+        for name in [name for name in row if name in numbers - {"train_loss"}]:
+            with contextlib.suppress(ValueError):  # of no number at all something else is said
+                if not math.isfinite(float(row[name] or 0)):
+                    what = f"{name} is {row[name]}, which is no number: leave the cell empty"
+                    problems.append(f"row {line}: {what}")
+    return problems
+
+
 def check_numbers(row: dict[str, str], experiment: Experiment) -> list[str]:
     """A good row has the number that it was measured for, a failed one has not."""
     if empty := [v.column for v in experiment.varied if not row[v.column]]:
@@ -231,10 +245,12 @@ def check_older(path: Path, rows: list[dict]) -> list[str]:
 
 
 def check_geekbench(path: Path) -> list[str]:
-    from reporting.tables import read_geekbench
+    from reporting.tables import GEEKBENCH_NUMBERS, read_geekbench
 
     problems = []
     table = read_geekbench(path, problems)
+    if not table.empty:
+        problems += check_finite(read_rows(path)[1], GEEKBENCH_NUMBERS)
     names = table["machine"]
     problems += [f"{name} is there twice" for name in names[names.duplicated()]]
     for column in [name for name in table.columns if name.endswith("_score")]:

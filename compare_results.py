@@ -9,6 +9,7 @@ data, model, major version of the framework, version of this project, protocol. 
 named and left out unless --loose is given. The ratio is the speed of the first machine over that
 of the second; its 95 % interval covers the variation within the runs, not what differs between
 two days (repeat the runs for that, and see selfcheck.py's "differences below this mean nothing").
+`disturbed` names the machine, first or second, that has only a run which others disturbed.
 
     python compare_results.py --list
     python compare_results.py Apple_M3_Pro_18GB_14_GPU_Cores NVIDIA_TITAN_RTX_24GB
@@ -98,7 +99,7 @@ def measured(results) -> list[dict]:
             "network": (experiment.task, experiment.model, experiment.dataset),
             "facts": facts(row),
             **{name: row[name] for name in ("machine", "configuration", "test", "unit")},
-            **{name: row[name] for name in ("speed", "ci95", "higher_is_better")},
+            **{name: row[name] for name in ("speed", "ci95", "higher_is_better", "disturbed")},
         }
         for row in rows[is_good(rows)].to_dict("records")
     ]
@@ -197,10 +198,12 @@ def differences(x: dict, y: dict, but: tuple[str, ...] = ()) -> list[str]:
 def comparison(x: dict, y: dict, differing: list[str]) -> dict:
     above, below = (x, y) if x["higher_is_better"] else (y, x)
     ratio, low, high = ratio_ci95(above["speed"], above["ci95"], below["speed"], below["ci95"])
+    disturbed = " and ".join(n for n, one in (("first", x), ("second", y)) if one["disturbed"])
     return {
         **{name: x[name] for name in ("experiment", "configuration", "test")},
         **{"first": x["speed"], "second": y["speed"], "unit": x["unit"]},
         **{"ratio": ratio, "low": low, "high": high, "differs": "; ".join(differing)},
+        "disturbed": disturbed,
     }
 
 
@@ -237,9 +240,12 @@ def geometric_mean(rows: list[dict], **names) -> dict:
         else math.nan
         for limit in ("low", "high")
     )
-    differs = "some rows" if any(row["differs"] for row in rows) else ""
-    limits = {"low": math.exp(mean - below), "high": math.exp(mean + above), "differs": differs}
-    return {**names, "ratio": math.exp(mean), **limits}
+    limits = {"low": math.exp(mean - below), "high": math.exp(mean + above)}
+    marks = {
+        name: "some rows" if any(row.get(name) for row in rows) else ""
+        for name in ("differs", "disturbed")
+    }
+    return {**names, "ratio": math.exp(mean), **limits, **marks}
 
 
 def summarize(compared: list[dict]) -> list[dict]:
@@ -288,10 +294,9 @@ def show(lines: list[dict], heading: dict[str, str], options: argparse.Namespace
         table["speed_per_price_ratio"] = table["ratio"] * second / first
     if options.format == "json":
         rows = json.loads(table.to_json(orient="records"))
-        print(json.dumps({**heading, "comparisons": rows}, indent=2))
+        print(json.dumps({**heading, "comparisons": rows}, indent=2, allow_nan=False))
         return
-    if not table["differs"].any():
-        table = table.drop(columns="differs")
+    table = table.drop(columns=[n for n in ("differs", "disturbed") if not table[n].any()])
     if options.format == "csv":
         print(table.to_csv(index=False), end="")
         return

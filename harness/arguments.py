@@ -202,6 +202,9 @@ def device_count(text: str) -> int | str:
 
 
 def machine_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
-        raise ArgumentTypeError(f"{text!r} has more than letters, digits, '_', '-', '.'")
+    """A name that reads back from a file's as it is: files that begin with a dot are hidden, and
+    outer and repeated underscores are taken for those between the parts of a file's name."""
+    if not re.fullmatch(r"[A-Za-z0-9](_?[A-Za-z0-9.-])*", text):
+        form = "letters, digits, '-', '.' and single '_', beginning with a letter or a digit"
+        raise ArgumentTypeError(f"{text!r} is not a name of {form}")
     return text

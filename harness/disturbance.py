@@ -13,9 +13,12 @@ import psutil
 
 import harness.card
 import harness.machine
+from harness.results import number_of
+from harness.soak import UNSTEADY
 
 SHORTEST = 1.0  # seconds; over less, the system's counters of 1/100 s tell too little
 BUSY_CORES = 0.7  # a run on the processor that keeps less than that of one core at work waits
+OTHERS_PERCENT = 10.0  # of the cores: more in others' hands, and a number is not the machine's own
 FAULTS_PER_SECOND = 10.0  # pages read back from disk, of a process whose memory is its own
 
 
@@ -155,3 +158,21 @@ class Watch:
         if others:
             found.append(f"{others} other processes computed on the same card")
         return found
+
+
+def disturbed(row) -> bool:
+    """Whether others had a part in the number of a row, so that another run is better evidence.
+
+    Others are programs at work on the processor or on the card, those that took the memory, and
+    whoever suspended the run. A machine that even after its soak is not steady is so by itself.
+
+    Args:
+        row: as it was measured, or read back.
+    """
+    said = row.get("disturbance")
+    unusual = said.split("; ") if isinstance(said, str) and said else []
+    return (
+        number_of(row.get("other_load_percent")) > OTHERS_PERCENT
+        or row.get("other_benchmark_running") in (True, "True")
+        or not all(part.startswith(UNSTEADY) for part in unusual)
+    )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.disturbance import OTHERS_PERCENT
 from harness.endings import is_out_of_memory
 from harness.experiment import Speed
 from harness.machine import output_of
@@ -361,7 +362,7 @@ def verdicts(rows: list[dict]) -> list[str]:
             f"the answers ended at {sustained[-1]:.2f} of their first speed"
         )
     others = mean_of(rows, "other_load_percent")
-    if (others or 0) > 10:
+    if (others or 0) > OTHERS_PERCENT:
         found.append(f"other programs took {others:.0f} % of the processor meanwhile")
     failed = sum(row["status"] != "ok" for row in rows)
     if failed:

@@ -7,6 +7,7 @@ spreadsheet does to a file is undone in reading, and so in the rows that an appe
 import contextlib
 import csv
 import io
+import math
 import os
 import re
 import sys
@@ -244,6 +245,15 @@ def append_row(path: Path, row: dict, columns: list[str]) -> Path:
     return path
 
 
+def number_of(cell) -> float:
+    """The number in a cell's text, or that a cell is made of; NaN where there is none."""
+    try:
+        value = float("nan" if cell is None else cell)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
 def write_rows(file, header: list[str], rows: list[dict[str, str]]) -> None:
     """Header and rows as CSV into an open file; a cell that a row lacks is empty."""
     writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
@@ -255,14 +265,18 @@ def cell_of(name: str, value) -> str:
     """Text of a value in a column. A loss that is not a number was measured, and is no unknown."""
     if name == "error":
         return without_names(to_cell(value))
-    if name == "train_loss" and value is not None and value != value:
-        return "nan"
+    if name == "train_loss" and value is not None and not_finite(value):
+        return f"{value:g}"
     return to_cell(value)
 
 
+def not_finite(value) -> bool:
+    return value != value or value in (math.inf, -math.inf)
+
+
 def to_cell(value) -> str:
-    """Text of a value: six significant digits for a float, nothing for an unknown number."""
-    if value is None or value != value:
+    """Text of a value: six significant digits for a float, nothing for what is no number."""
+    if value is None or not_finite(value):
         return ""
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"

@@ -13,6 +13,7 @@ SPAN = 120.0  # seconds whose trend is looked at: over fewer, noise alone looks 
 STEADY = 0.01  # of the speed, per minute: a trend below that is none
 KNOWN = 0.02  # per minute: a slope with a larger standard error says nothing
 LONGEST = 600.0  # seconds; a machine that is not steady by then is said to be not
+UNSTEADY = "still changing speed"  # how that is said
 
 
 class Soak:
@@ -39,7 +40,7 @@ class Soak:
 
     def columns(self) -> dict:
         """The column of a row, and what was unusual, None where nothing was."""
-        unusual = None if self.steady else f"still changing speed after {self.seconds:.0f} s"
+        unusual = None if self.steady else f"{UNSTEADY} after {self.seconds:.0f} s"
         return {"soak_seconds": self.seconds, "disturbance": unusual}
 
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from harness import PROJECT_VERSION
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
-from harness.disturbance import Times, other_load_percent
+from harness.disturbance import Times, disturbed, other_load_percent
 from harness.experiment import Experiment
 from harness.process import UserError, run_in_fresh_process, value_of
-from harness.results import CONFIGURATION, append_row, to_cell
+from harness.results import CONFIGURATION, append_row, number_of, to_cell
 from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
@@ -127,13 +127,14 @@ def scaling(row: dict, saved: list[dict], columns: list[str]) -> dict:
         return {}
     wanted = {name: to_cell(row.get(name)) for name in columns} | {"num_devices": "1"}
     alike = [
-        float(old["samples_per_second"])
+        old
         for old in saved
-        if old.get("samples_per_second") and good_rows([old], wanted, whole=False)
+        if number_of(old.get("samples_per_second")) > 0 and good_rows([old], wanted, whole=False)
     ]
     if not alike:
         return {}
-    percent = 100 * row["samples_per_second"] / (devices * alike[-1])
+    best = sorted(alike, key=disturbed, reverse=True)[-1]  # the newest that nobody disturbed
+    percent = 100 * row["samples_per_second"] / (devices * number_of(best["samples_per_second"]))
     return {"scaling_efficiency_percent": percent}
 
 

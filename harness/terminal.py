@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.cores import thread_note
+from harness.disturbance import OTHERS_PERCENT, disturbed
 from harness.machine import output_of
 
 MINUTE = 60.0
@@ -168,11 +169,13 @@ def verdicts(row: dict, classes: int = 0) -> list[str]:
             f"throttled, or slowed by another program: "
             f"it ended at {row['sustained_ratio']:.2f} of its first speed"
         )
-    if (row.get("other_load_percent") or 0) > 10:
+    if (row.get("other_load_percent") or 0) > OTHERS_PERCENT:
         found.append(
             f"disturbed: other programs had {row['other_load_percent']:.0f} % of the processor "
             "while it ran"
         )
+    if row.get("other_benchmark_running"):
+        found.append("disturbed: another benchmark of this collection was running")
     if isinstance(row.get("disturbance"), str):
         found.append(f"unusual: {row['disturbance']}")
     if (row.get("swap_written_gb") or 0) > 0.01:
@@ -198,8 +201,11 @@ def is_nonsense(loss: float | None, classes: int) -> bool:
 
 
 def input_bound(row) -> bool:
-    """Whether the data pipeline made it over 10 % slower, and by more than the 95 % interval."""
-    if not (row.get("input_bound_percent") or 0) > 10:
+    """Whether the data pipeline made it over 10 % slower, and by more than the 95 % interval.
+
+    Of a run that others disturbed that cannot be told.
+    """
+    if disturbed(row) or not (row.get("input_bound_percent") or 0) > 10:
         return False
     rate, half_width = row["samples_per_second"], row["samples_per_second_ci95"] or 0
     # "Not at least", because a row read back has NaN where it has no interval.

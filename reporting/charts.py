@@ -23,6 +23,7 @@ from reporting.drawing import (
     horizontal_bars,
     machine_colours,
     machine_shades,
+    marked,
     panel_grid,
     save,
     shades,
@@ -128,6 +129,7 @@ def draw_panel(axes, rows: pd.DataFrame, experiment: Experiment, colours: dict) 
     width = 0.86 / rows["size"].value_counts().max()
     crowded = len(rows) > 24
     numbers = {"fontsize": 6.5, "rotation": 90} if crowded else {"fontsize": 9}
+    between = ", " if crowded else "\n"
     for place, size in enumerate(sizes):
         # The rows are sorted as the legend is.
         group = rows[rows["size"] == size].assign(good=is_good).to_dict("records")
@@ -138,7 +140,8 @@ def draw_panel(axes, rows: pd.DataFrame, experiment: Experiment, colours: dict) 
                 continue
             drawn = draw_bar(axes, x, 0.94 * width, row, colours[row["series"]])
             if len(rows) <= LABELLED_BARS:
-                axes.bar_label(drawn, fmt=three_digits, padding=2, **numbers)
+                text = marked(three_digits(row["speed"]), row, between)
+                axes.bar_label(drawn, [text], padding=2, **numbers)
     if along.choices:
         axes.set_xticks(range(len(sizes)), sizes, rotation=30, ha="right", fontsize=9)
     else:
@@ -206,8 +209,9 @@ def token_bars(results: Results, experiment: Experiment) -> Figure:
             draw_curves(axes, *curve, shades(ours, machine_colours(results)))
     for axes, (name, rows) in zip(two_columns(parts[0], len(panels)), panels, strict=True):
         rows = rows.sort_values("speed", ascending=False)
+        names = [marked(row["series"], row) for _, row in rows.iterrows()]
         horizontal_bars(
-            axes, rows["series"], rows["speed"], rows["ci95"].fillna(0),
+            axes, names, rows["speed"], rows["ci95"].fillna(0),
             machine_shades(rows, results), [hatch(row) for _, row in rows.iterrows()],
         )  # fmt: skip
         axes.set_title(name, fontsize=11)
@@ -286,6 +290,7 @@ def draw_waiting(axes, rows: pd.DataFrame, results: Results) -> None:
 def waiting_label(row) -> str:
     """The series, its rate and batch size, and whether the device waited for data."""
     text = f"{row['series']}\n{three_digits(row['samples_per_second'])} at {row['test']}"
+    text = marked(text, row)
     if input_bound(row):
         text += f", waited for data: {row['input_bound_percent']:.0f} % slower"
     return text
@@ -326,11 +331,14 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "*", "X", "<", ">", "p", "h", "8", "d",
 
 def draw_overview(axes, relative: pd.DataFrame, colours: dict, markers: dict) -> None:
     """A bar from 1 to the geometric mean over experiments, and a mark per experiment."""
-    means = relative.groupby(["machine", "label"])["log_speed"].agg(["mean", "count"])
+    means = relative.groupby(["machine", "label"]).agg(
+        mean=("log_speed", "mean"), count=("log_speed", "count"), disturbed=("disturbed", "sum")
+    )
     means = means.sort_values("mean", ascending=False).reset_index()
     names = [
-        f"{label}: {math.exp(mean):.2f} ({count} experiment{'s' * (count > 1)})"
-        for _, label, mean, count in means.itertuples(index=False)
+        f"{label}: {math.exp(mean):.2f} ({count} experiment{'s' * (count > 1)}"
+        f"{f', {disturbed} disturbed' if disturbed else ''})"
+        for _, label, mean, count, disturbed in means.itertuples(index=False)
     ]
     values = [math.exp(mean) - 1 for mean in means["mean"]]
     axes.set_xscale("log")

@@ -22,9 +22,10 @@ COLOURS = [
     *("#008DF9", "#E20134", "#009F81", "#FFC33B", "#8400CD", "#FF6E3A"),
     *("#00C2F9", "#9F0162", "#00FCCF", "#FF5AAF", "#A40122", "#FFB2FD"),
 ]
-EXTRAPOLATED, SYNTHETIC = "////", "..."
+EXTRAPOLATED, SYNTHETIC, DISTURBED = "////", "...", "xxx"
 WIDEST = 46  # characters of a name in one line: bars need room beside it
 HATCHES = {EXTRAPOLATED: "extrapolated from a short run", SYNTHETIC: "synthetic data"}
+HATCHES |= {DISTURBED: "disturbed while it was measured"}
 
 
 def machine_colours(results: Results) -> dict[str, tuple]:
@@ -134,6 +135,9 @@ def draw_curves(axes, title: str, axis: str, rows: pd.DataFrame, colours: dict) 
             points["x"], points["speed"], whiskers(points["speed"], points["ci95"].fillna(0)),
             marker="o", capsize=2, color=colours[series], label=in_lines(series),
         )  # fmt: skip
+    others = rows[rows["disturbed"] == True]  # noqa: E712
+    if len(others):
+        axes.plot(others["x"], others["speed"], "kx", markersize=10, zorder=3, label="disturbed")
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(axis)
     axes.set_ylabel("tokens per second")
@@ -149,9 +153,15 @@ def whiskers(values, half_widths) -> list:
     return [np.minimum(half_widths, values), half_widths]
 
 
+def marked(text: str, row, between: str = ", ") -> str:
+    """A bar's name or number, with a word on a run that others disturbed."""
+    return f"{text}{between}disturbed" if row["disturbed"] == True else text  # noqa: E712
+
+
 def hatch(row) -> str:
     marks = EXTRAPOLATED if row.get("extrapolated") == True else ""  # noqa: E712
-    return marks + (SYNTHETIC if row["data"] == "synthetic" else "")
+    marks += SYNTHETIC if row["data"] == "synthetic" else ""
+    return marks + (DISTURBED if row["disturbed"] == True else "")  # noqa: E712
 
 
 def hatch_handles(rows: pd.DataFrame) -> list[Patch]:

@@ -70,6 +70,7 @@ def page_data(results: Results, results_dir: Path) -> dict:
             "experiment": [places[chart] for chart in rows["experiment"]],
             "higher": [int(higher) for higher in rows["higher_is_better"]],
             "extrapolated": [int(flag == True) for flag in rows["extrapolated"]],  # noqa: E712
+            "disturbed": [int(flag == True) for flag in rows["disturbed"]],  # noqa: E712
             "speed": numbers(rows["speed"]),
             "ci95": numbers(rows["ci95"]),
         },
@@ -107,7 +108,8 @@ def coded(values: pd.Series) -> dict:
 
 def pack(data: dict) -> str:
     """JSON, compressed, as text that cannot end the element that it stands in."""
-    return base64.b64encode(gzip.compress(json.dumps(data).encode(), mtime=0)).decode()
+    text = json.dumps(data, allow_nan=False)  # a browser reads neither NaN nor Infinity
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def main() -> None:

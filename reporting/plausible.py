@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from reporting.speeds import is_good, measured_speeds, share_of_peak
+from reporting.speeds import is_good, measured_speeds, share_of_peak, speeds
 from reporting.tables import Results
 
 APART = 3.0  # times as fast or slow as the median of the same number on machines of the same name
@@ -10,7 +10,12 @@ APART = 3.0  # times as fast or slow as the median of the same number on machine
 
 def implausible(results: Results) -> list[str]:
     """A line for each number that a reader should look at before believing it."""
-    return [*over_the_peak(results), *over_the_bandwidth(results), *far_from_its_like(results)]
+    return [
+        *over_the_peak(results),
+        *over_the_bandwidth(results),
+        *far_from_its_like(results),
+        *only_disturbed(results),
+    ]
 
 
 def over_the_peak(results: Results) -> list[str]:
@@ -54,3 +59,14 @@ def far_from_its_like(results: Results) -> list[str]:
             for index, row in odd.iterrows()
         ]
     return found
+
+
+def only_disturbed(results: Results) -> list[str]:
+    """Numbers that stand on runs which others disturbed, because there are no other runs."""
+    rows = speeds(results)
+    rows = rows[is_good(rows) & (rows["disturbed"] == True)]  # noqa: E712
+    return [
+        f"{label}: {results.experiments[chart].title}, {'; '.join(group['test'])}: others "
+        "disturbed every run; measure it again"
+        for (label, chart), group in rows.groupby(["label", "experiment"], sort=False)
+    ]

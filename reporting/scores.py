@@ -16,6 +16,7 @@ from reporting.drawing import (
     hatch_handles,
     horizontal_bars,
     machine_shades,
+    marked,
     panel_grid,
 )
 from reporting.speeds import is_good, speeds
@@ -26,7 +27,8 @@ def scores(results: Results, experiment: Experiment) -> pd.DataFrame:
     """One row per machine and all else that is varied, where the whole set was measured.
 
     Returns:
-        Columns machine, series (how a bar is called), panel, score, configuration, data.
+        Columns machine, series (how a bar is called), panel, score, configuration, data,
+        disturbed (whether others disturbed a run that is in it).
     """
     rows = speeds(results)
     rows = rows[(rows["experiment"] == experiment.chart) & (rows["protocol"] == OURS)]
@@ -40,8 +42,8 @@ def scores(results: Results, experiment: Experiment) -> pd.DataFrame:
             rows["varied"].map(lambda v: without(v, place)),
         ]
     ):
-        # A network that has run in two ways counts once, with its newest number.
-        group = group.sort_values("started_at", kind="stable")
+        # A network that has run in two ways counts once, with its newest undisturbed number.
+        group = group.sort_values(["disturbed", "started_at"], ascending=[False, True])
         member = group["varied"].map(lambda values: values[place])
         group = group[~member.duplicated(keep="last")]
         if set(member) != set(experiment.along.choices):
@@ -59,10 +61,12 @@ def scores(results: Results, experiment: Experiment) -> pd.DataFrame:
                 "score": math.exp(group["speed"].map(math.log).mean()),
                 "configuration": first["configuration"],
                 "data": first["data"],
+                "disturbed": bool(group["disturbed"].any()),
             }
         )
     return pd.DataFrame(
-        found, columns=["machine", "series", "panel", "score", "configuration", "data"]
+        found,
+        columns=["machine", "series", "panel", "score", "configuration", "data", "disturbed"],
     )
 
 
@@ -84,8 +88,9 @@ def score_bars(results: Results, experiment: Experiment) -> Figure:
     figure, all_axes = panel_grid(title, len(panels), 1.3 + 0.36 * len(table) / len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         rows = table[table["panel"] == panel].sort_values("score", ascending=False)
+        names = [marked(row["series"], row) for _, row in rows.iterrows()]
         horizontal_bars(
-            axes, rows["series"], rows["score"], None, machine_shades(rows, results),
+            axes, names, rows["score"], None, machine_shades(rows, results),
             [hatch(row) for _, row in rows.iterrows()],
         )  # fmt: skip
         axes.set_title(panel, fontsize=11)

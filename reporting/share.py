@@ -4,6 +4,7 @@ import io
 import zipfile
 from pathlib import Path
 
+from harness.disturbance import disturbed
 from harness.process import UserError
 from harness.results import read_rows, write_rows
 from reporting.experiments import find_experiments, of_file, results_files
@@ -33,8 +34,10 @@ def bundle(results_dir: Path, machine: str) -> Path:
             write_rows(text, header, rows)
             name = Path("results") / source.relative_to(results_dir)
             archive.writestr(name.as_posix(), text.getvalue())
-            good = sum(row.get("status") == "ok" for row in rows)
-            lines.append(f"- `{name.as_posix()}`: {len(rows)} rows, {good} of them good")
+            good = [row for row in rows if row.get("status") == "ok"]
+            line = f"- `{name.as_posix()}`: {len(rows)} rows, {len(good)} of them good"
+            count = sum(map(disturbed, good))
+            lines.append(f"{line}, {count} of these disturbed" if count else line)
             print(f"\n{name.as_posix()}")
             print("\n".join(what_it_says(header, rows)))
         report = results_dir / "selfcheck" / f"{machine}.json"

@@ -30,6 +30,7 @@ COLUMNS = [
     "unit",
     "higher_is_better",
     "extrapolated",
+    "disturbed",  # whether others had a part in the number
     "data",
     "status",
     "framework",
@@ -49,16 +50,17 @@ def speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
     Args:
         also_by: further columns in which rows must agree to stand for one another.
     """
-    parts = [token_speeds(results, also_by)]
+    parts = [best_evidence(token_speeds(results, also_by)[COLUMNS], also_by)]
+    # One by one, because what experiments vary are tuples of unequal lengths, which do not sort.
     measured = with_major_version(results.measurements)
     for chart, rows in measured.groupby("experiment", sort=False):
         experiment = results.experiments[chart]
-        parts += [measured_speeds(rows, experiment, speed) for speed in experiment.speeds]
+        numbers = [measured_speeds(rows, experiment, speed) for speed in experiment.speeds]
+        parts.append(best_evidence(pd.concat(numbers)[COLUMNS], also_by))
     parts = [part for part in parts if len(part)]
-    everything = pd.concat(parts) if parts else table([], COLUMNS)
-    best = best_evidence(everything[COLUMNS], also_by)
+    everything = pd.concat(parts, ignore_index=True) if parts else table([], COLUMNS)
     place = {chart: number for number, chart in enumerate(results.experiments)}
-    return best.sort_values("experiment", key=lambda charts: charts.map(place), kind="stable")
+    return everything.sort_values("experiment", key=lambda charts: charts.map(place), kind="stable")
 
 
 def measured_speeds(rows: pd.DataFrame, experiment: Experiment, speed: Speed) -> pd.DataFrame:
@@ -92,22 +94,30 @@ def with_major_version(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_evidence(rows: pd.DataFrame, also_by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """One row per experiment, machine, configuration and number.
+    """One row per experiment, machine, configuration and number; `varied` of all is equally long.
 
-    A good row before a failed one, measured whole before extrapolated, real before synthetic data,
-    this project version's before another's, then the newest.
+    A good row before a failed one, then as `evidence` has it.
     """
     key = [*KEY, *also_by]
-    order = {
-        "_good": is_good(rows),
+    order = {"_good": is_good(rows), **evidence(rows)}
+    ranked = rows.assign(**order).sort_values(list(order), kind="stable")
+    best = ranked.drop_duplicates(key, keep="last").drop(columns=list(order))
+    return best.sort_values(key).reset_index(drop=True)
+
+
+def evidence(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """By what good rows that measure the same thing are ranked, the weightiest first.
+
+    Undisturbed before disturbed, measured whole before extrapolated, real before synthetic data,
+    this project version's before another's, then the newest.
+    """
+    return {
+        "_undisturbed": rows["disturbed"] != True,  # noqa: E712
         "_whole": rows["extrapolated"] != True,  # noqa: E712
         "_real": rows["data"] == "real",
         "_current": rows["project_version"] == PROJECT_VERSION,
         "_started": rows["started_at"].astype(object).fillna("").astype(str),
     }
-    ranked = rows.assign(**order).sort_values(list(order), kind="stable")
-    best = ranked.drop_duplicates(key, keep="last").drop(columns=list(order))
-    return best.sort_values(key).reset_index(drop=True)
 
 
 def is_good(rows: pd.DataFrame) -> pd.Series:
@@ -118,23 +128,14 @@ def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFram
     """Mean tokens per second of each machine, model and configuration, with its 95 % interval.
 
     `measure` is `generation` and `prompt` (over all questions), `tg128` and `pp512`
-    (llama-bench's), and these at depth or in parallel, such as `tg128@d4096`. Real models before
-    synthetic ones, this project version before another; of a repeated generation the newest.
-    `runs` is the number of rows in the mean.
+    (llama-bench's), and these at depth or in parallel, such as `tg128@d4096`. `runs` is the number
+    of rows in the mean, which are the best evidence there is, and of a repeated one the newest.
     """
     generations = with_major_version(results.generations)
-    good = generations[generations["status"] == "ok"].assign(
-        _real=generations["data"] == "real",
-        _current=generations["project_version"] == PROJECT_VERSION,
-        _started=generations["started_at"].astype(object).fillna("").astype(str),
-    )
+    good = generations[generations["status"] == "ok"]
     means = []
     key = ["experiment", "protocol", "machine", "configuration", *also_by]
     for _, rows in good.groupby(key, dropna=False):
-        best = rows[["_real", "_current"]].apply(tuple, axis=1).max()
-        rows = rows[rows[["_real", "_current"]].apply(tuple, axis=1) == best]
-        rows = rows.sort_values("_started", kind="stable")
-        rows = rows.drop_duplicates(["question", "question_iter"], keep="last")
         figures = {q: figure_parts(q) for q in rows["question"].unique() if figure_parts(q)}
         asked = ~rows["question"].isin(figures)
         column_of = {"tg128": "tokens_per_second", "pp512": "prompt_tokens_per_second"}
@@ -143,17 +144,26 @@ def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFram
             ("prompt", asked, "prompt_tokens_per_second"),
             *((q, rows["question"] == q, column_of[parts[0]]) for q, parts in figures.items()),
         ):
-            values = rows.loc[chosen, column].dropna().tolist()
-            if values:
-                mean, half_width = mean_and_interval(values)
+            measured = rows[chosen & (rows[column] > 0)]
+            if len(measured):
+                best = best_repetitions(measured)
+                mean, half_width = mean_and_interval(best[column].tolist())
                 means.append(
-                    rows.iloc[-1].to_dict()
+                    best.iloc[-1].to_dict()
                     | {"measure": measure, "test": measure, "main": measure == "generation"}
                     | {"speed": mean, "ci95": math.nan if half_width is None else half_width}
                     | {"unit": "tokens/s", "higher_is_better": True, "varied": ()}
-                    | {"runs": len(values)}
+                    | {"runs": len(best)}
                 )
     return table(means, [*COLUMNS, "runs"])
+
+
+def best_repetitions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows whose mean is wanted those of the best evidence, the newest of each, by time."""
+    *weights, newest = evidence(rows).values()
+    rows = rows.loc[newest.sort_values(kind="stable").index]
+    *_, (_, best) = rows.groupby(weights)  # in the order of their weight
+    return best.drop_duplicates(["question", "question_iter"], keep="last")
 
 
 def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFrame:
@@ -166,7 +176,8 @@ def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFr
         reference: a machine; a protocol that lacks it takes its machine with the most numbers.
 
     Returns:
-        Columns protocol, experiment, machine, label, reference, log_speed.
+        Columns protocol, experiment, machine, label, reference, log_speed, and disturbed: whether
+        others disturbed a run of either machine that is in it.
 
     Raises:
         UserError: the reference machine has no results at all.
@@ -183,15 +194,18 @@ def relative_speeds(results: Results, reference: str | None = None) -> pd.DataFr
     for _, group in rows.groupby("protocol"):
         counts = group["machine"].value_counts()
         base = reference if reference in counts else counts.sort_index().idxmax()
-        of_base = group[group["machine"] == base].set_index(["experiment", "test"])["log_speed"]
-        pairs = group.join(of_base.rename("base"), on=["experiment", "test"]).dropna(subset="base")
-        pairs["log_speed"] -= pairs.pop("base")
+        of_base = group[group["machine"] == base].set_index(["experiment", "test"])
+        of_base = of_base[["log_speed", "disturbed"]].add_prefix("base_")
+        pairs = group.join(of_base, on=["experiment", "test"]).dropna(subset="base_log_speed")
+        pairs["log_speed"] -= pairs["base_log_speed"]
+        pairs["disturbed"] = pairs["disturbed"].astype(bool) | pairs["base_disturbed"].astype(bool)
         pairs["reference"] = base
         relative.append(pairs)
     key = ["protocol", "experiment", "machine", "label", "reference"]
     if not relative:
-        return table([], [*key, "log_speed"])
-    return pd.concat(relative).groupby(key, as_index=False)["log_speed"].mean()
+        return table([], [*key, "log_speed", "disturbed"])
+    groups = pd.concat(relative).groupby(key, as_index=False)
+    return groups.agg({"log_speed": "mean", "disturbed": "any"})
 
 
 def neighbours(results: Results, machine: str, most: int) -> list[str]:
@@ -201,11 +215,18 @@ def neighbours(results: Results, machine: str, most: int) -> list[str]:
     others = [rows[rows["machine"] != machine] for rows in ours]
     if not others or others[0].empty:
         return [f"{machine}: no other machine to compare with, yet"]
-    means = others[0].groupby("machine")["log_speed"].agg(["mean", "count"])
+    means = (
+        others[0]
+        .groupby("machine")
+        .agg(
+            mean=("log_speed", "mean"), count=("log_speed", "count"), disturbed=("disturbed", "sum")
+        )
+    )
     nearest = means.reindex(means["mean"].abs().sort_values().index).head(most)
     return [
         f"{machine} is {math.exp(-mean):.2f} times as fast as {other}, over {count} experiments"
-        for other, mean, count in nearest.itertuples()
+        f"{f', {disturbed} of them disturbed' if disturbed else ''}"
+        for other, mean, count, disturbed in nearest.itertuples()
     ]
 
 
@@ -214,13 +235,13 @@ def measurements(results: Results) -> pd.DataFrame:
 
     For what is read beside the speed: where the device waited, TFLOP/s, memory.
     """
-    parts = [
-        measured_speeds(rows, experiment := results.experiments[chart], experiment.speeds[0])
-        for chart, rows in results.measurements.groupby("experiment", sort=False)
-    ]
+    parts = []
+    for chart, rows in results.measurements.groupby("experiment", sort=False):
+        experiment = results.experiments[chart]
+        parts.append(best_evidence(measured_speeds(rows, experiment, experiment.speeds[0])))
     if not parts:
         return table([], [*results.measurements.columns, *COLUMNS])
-    return best_evidence(pd.concat(parts))
+    return pd.concat(parts, ignore_index=True)
 
 
 def share_of_peak(results: Results) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.disturbance import disturbed
 from harness.experiment import Experiment
 from harness.results import COLUMNS, FLAGS, RANK_COLUMNS, UnreadableResults, is_time, read_rows
 from harness.soak import COLD
@@ -50,7 +51,7 @@ GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
 # What charts and comparisons need even where no file has it.
-ADDED = ["experiment", "protocol", "configuration", "label", "settings"]
+ADDED = ["experiment", "protocol", "configuration", "label", "settings", "disturbed"]
 LLM_NEEDED = ["question", "question_iter", "tokens_per_second", "prompt_tokens_per_second", "model"]
 
 
@@ -180,7 +181,7 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
             row[varied.column] = int(value)
     row["machine"] = row.get("machine") or machine
     row["experiment"] = experiment.chart
-    # By the text, because an empty cell, too, is read as NaN.
+    # By the text, because an empty cell and an infinite loss, too, are read as NaN.
     loss = float(cells.get("train_loss") or 0)
     if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):
         row["status"] = "nonsense"
@@ -196,13 +197,13 @@ def older_training_cells(cells: dict[str, str]) -> dict[str, str]:
     failed = "FAILED" in cells.values()
     ours = {name: "" if text == "FAILED" else text for name, text in cells.items()}
     if "train_runtime" in ours:
-        runtime, epochs = ours["train_runtime"], ours["epoch"]
+        runtime, epochs = ours["train_runtime"], float(ours["epoch"] or 0) or math.nan
         ours = {
             "batch_size": ours["batch_size"],
-            "avg_time_per_epoch": str(float(runtime) / float(epochs)) if runtime else "",
+            "avg_time_per_epoch": str(float(runtime) / epochs) if runtime else "",
             "samples_per_second": ours["train_samples_per_second"],
             "train_loss": ours["train_loss"],
-            "epochs": epochs,
+            "epochs": ours["epoch"],
         }
     return ours | {
         "status": "failed" if failed else "ok",
@@ -213,16 +214,17 @@ def older_training_cells(cells: dict[str, str]) -> dict[str, str]:
 
 
 def typed(name: str, text: str, numbers: set[str], flags: set[str]):
-    """The value of a cell; an empty one is None, or NaN in a column of numbers.
+    """The value of a cell; an empty one is None, or NaN in a column of numbers, as is an infinite.
 
     Raises:
         ValueError: it is not of its column's type.
     """
     if name in numbers:
         try:
-            return float(text or "nan")
+            value = float(text or "nan")
         except ValueError:
             raise ValueError(f"{name} is {text!r}, not a number") from None
+        return value if math.isfinite(value) else math.nan
     if name in flags:
         if text not in ("True", "False", "1", "0", ""):  # numbers come from spreadsheets
             raise ValueError(f"{name} is {text!r}, not True or False")
@@ -303,6 +305,7 @@ def name_in(row: dict, name: str, value, words: str) -> None:
 
 def labelled(row: dict, older: bool) -> dict:
     row["protocol"] = OLDER if older else OURS
+    row["disturbed"] = disturbed(row)
     row["label"] = label(row)
     return row
 
@@ -380,7 +383,8 @@ def read_peaks(folder: Path, problems: list[str]) -> dict[str, dict[str, float]]
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             measured = report["peak_tflops_measured"]
-            peaks[report["machine"]] = {name: peak for name, peak in measured.items() if peak}
+            known = {name: peak for name, peak in measured.items() if peak and math.isfinite(peak)}
+            peaks[report["machine"]] = known
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{path}: not a report of selfcheck.py")
     return peaks

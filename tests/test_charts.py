@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from harness.results import COLUMNS, append_row
+from harness.results import COLUMNS, append_row, read_rows
 from reporting import charts, drawing
 from reporting.experiments import find_experiments
 from reporting.tables import load_results
@@ -110,6 +110,11 @@ def test_only_failures_make_a_chart_too(tmp_path):
             "////...",
             ["extrapolated from a short run", "synthetic data"],
         ),
+        (
+            {"disturbance": "suspended"},
+            "xxx",
+            ["disturbed while it was measured"],
+        ),
     ],
 )
 def test_hatches_mark_weaker_evidence(tmp_path, changed, hatch, said):
@@ -117,6 +122,41 @@ def test_hatches_mark_weaker_evidence(tmp_path, changed, hatch, said):
     figure = time_chart(tmp_path)
     assert (figure.axes[0].patches[0].get_hatch() or None) == hatch
     assert legend(figure)[1:] == said
+
+
+@pytest.mark.parametrize(("sizes", "said"), [(2, "100\ndisturbed"), (30, "100, disturbed")])
+def test_a_bar_of_a_disturbed_run_says_so_beside_its_number(tmp_path, sizes, said):
+    write(tmp_path, MACHINE, 1, 100.0, other_load_percent=35.0)
+    for size in range(2, sizes + 1):
+        write(tmp_path, MACHINE, size, 100.0)
+    assert texts(time_chart(tmp_path).axes[0]) == [said, *["100"] * (sizes - 1)]
+    write(tmp_path, MACHINE, 1, 90.0)
+    assert texts(time_chart(tmp_path).axes[0])[0] == "90"
+
+
+def test_a_disturbed_run_is_named_in_all_other_charts(tmp_path):
+    for machine, load in (("A", 1.0), ("B", 35.0)):
+        files.write_machine(tmp_path, machine, 1.0, other_load_percent=load)
+        path = tmp_path / f"results_llama2/{machine}_llama-2-7b-chat.Q4_0_results.csv"
+        _, rows = read_rows(path)
+        path.unlink()
+        further = [{**rows[-1], "question": "tg128@d4096"}]
+        for row in rows + further:
+            append_row(path, row | {"other_load_percent": load}, list(row))
+    results = load_results(tmp_path)
+    (axes,) = charts.overview(results, "A").axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(names)[1].endswith("(7 experiments, 7 disturbed)")
+    waiting = charts.samples_per_second(results).axes[0]
+    labels = sorted(label.get_text() for label in waiting.get_yticklabels())
+    assert "waited for data" in labels[0]
+    assert labels[1].endswith(", disturbed") and "waited" not in labels[1]
+    shown = {axes.get_title(): axes for axes in chart_of(results, LLM).axes}
+    names = {label.get_text() for label in shown["generation"].get_yticklabels()}
+    assert names == {"A", "B, disturbed"}
+    curves = shown["llama-bench tg128 by tokens in the cache"]
+    (crosses,) = [line for line in curves.lines if line.get_marker() == "x"]
+    assert list(crosses.get_xdata()) == [0, 4096]
 
 
 def test_other_configurations_are_bars_of_their_own(tmp_path):

@@ -81,6 +81,8 @@ def test_a_folder_that_is_not_there(tmp_path):
         ("\n16,380,", "\n16,-380,", "avg_time_per_epoch is -380"),
         ("\n16,380,", "\n16,,", "status is 'ok', avg_time_per_epoch ''"),
         ("\n16,380,", "\n16,inf,", "avg_time_per_epoch is inf"),
+        ("\n16,380,", "\n16,nan,", "row 2: avg_time_per_epoch is nan, which is no number"),
+        (",18,", ",-inf,", "row 2: memory_gb is -inf, which is no number"),
         (",False,", ",no,", "extrapolated is 'no', not True or False"),
         (",ok,", ",fine,", "status is 'fine'"),
         (",real,", ",true,", "data is 'true'"),
@@ -105,6 +107,7 @@ def test_faults_of_a_training_file(results_dir, old, new, said):
         (",12.1,40,151,", ",,40,,", "there are no tokens per second"),
         (",llama-2-7b-chat.Q4_0,", ",other,", "the file's name says"),
         (",-1,", ",-7,", "n_gpu_layers is -7"),
+        (",12.1,", ",Infinity,", "row 2: tokens_per_second is Infinity, which is no number"),
         ("question,", "asked,", "column 'question' is missing"),
     ],
 )
@@ -155,6 +158,18 @@ def test_faults_of_older_files(results_dir):
     edit(path, "\n16,", "\nmany,")
     _, (problem,) = check_results.check_folder(results_dir)
     assert problem == f"{path}: row 2: batch_size is 'many', not a number"
+    edit(path, "\nmany,420.0", "\n16,inf")
+    _, (problem,) = check_results.check_folder(results_dir)
+    assert "row 2: avg_time_per_epoch is inf, which is no number" in problem
+
+
+def test_a_loss_that_is_no_number_is_said_once_and_as_what_it_is(results_dir):
+    for loss in ("nan", "inf"):
+        text = cifar100(results_dir).read_text()
+        edit(cifar100(results_dir), ",0.6,ok,", f",{loss},ok,")
+        _, (problem,) = check_results.check_folder(results_dir)
+        assert f"train_loss is {loss}: the device computed nonsense" in problem
+        cifar100(results_dir).write_text(text)
 
 
 def test_faults_of_the_geekbench_table(results_dir):
@@ -164,6 +179,9 @@ def test_faults_of_the_geekbench_table(results_dir):
     _, problems = check_results.check_folder(results_dir)
     assert len(problems) == 2
     assert "is there twice" in problems[0] and "is not above 0" in problems[1]
+    edit(path, ",5747,", ",inf,")
+    _, problems = check_results.check_folder(results_dir)
+    assert len(problems) == 3 and "row 3: gpu_score is inf, which is no number" in problems[0]
 
 
 def test_a_report_of_selfcheck_under_another_name(results_dir):

@@ -11,6 +11,7 @@ import llama2_test
 import pytorch_test_computer_vision_cifar100 as cifar100
 import utils
 from harness.arguments import CommandLine, path_name
+from reporting.experiments import find_experiments, of_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +59,12 @@ def test_what_is_plain_is_taken(monkeypatch, words, name, value):
         (["--seed", str(2**31)], "is not a whole number from 0 to 2147483647"),
         (["--data_dir="], "--data_dir: it is empty"),
         (["--data_dir=~nobody-here/x"], "names no user's home folder"),
+        (["--machine_name=.mac"], "--machine_name: '.mac' is not a name of letters, digits"),
+        (["--machine_name=-mac"], "--machine_name: '-mac' is not a name of"),
+        (["--machine_name=_mac"], "beginning with a letter or a digit"),
+        (["--machine_name=mac_"], "single '_'"),
+        (["--machine_name=my__mac"], "single '_'"),
+        (["--machine_name=my mac"], "--machine_name: 'my mac' is not a name of"),
     ],
 )
 def test_what_is_not_ends_in_one_line(monkeypatch, capsys, words, said):
@@ -65,6 +72,13 @@ def test_what_is_not_ends_in_one_line(monkeypatch, capsys, words, said):
         parse(monkeypatch, *words)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["mac", "M3.Pro-14", "a_b.-c", "9"])
+def test_a_machine_is_read_back_under_the_name_it_was_given(monkeypatch, name):
+    given = parse(monkeypatch, f"--machine_name={name}").machine_name
+    path = cifar100.EXPERIMENT.results_path(Path("results"), given)
+    assert of_file(path, find_experiments()) == (cifar100.EXPERIMENT, name)
 
 
 def test_paths_with_blanks_and_negative_numbers_of_the_llm(monkeypatch):

@@ -153,6 +153,21 @@ def test_older_results_are_compared_with_each_other_only(tmp_path, compare):
     assert code == 1 and "protocol: ours / 2023" in errors
 
 
+@pytest.mark.parametrize(
+    ("of_a", "of_b", "said"),
+    [(40.0, 1.0, "first"), (1.0, 40.0, "second"), (40.0, 40.0, "first and second")],
+)
+def test_a_disturbed_run_is_marked_where_there_is_no_other(tmp_path, compare, of_a, of_b, said):
+    write(tmp_path, "A", 105.0, other_load_percent=of_a)
+    write(tmp_path, "B", 100.0, other_load_percent=of_b)
+    single, *means = rows_of(compare("A", "B", "--format=csv")[1])
+    assert single["disturbed"] == said and {mean["disturbed"] for mean in means} == {"some rows"}
+    for machine in "AB":
+        write(tmp_path, machine, 50.0)
+    rows = rows_of(compare("A", "B", "--format=csv")[1])
+    assert "disturbed" not in rows[0] and float(rows[0]["first"]) == 50
+
+
 def test_prices(tmp_path, compare):
     write(tmp_path, "A", 50.0)
     write(tmp_path, "B", 100.0)

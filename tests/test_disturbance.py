@@ -1,6 +1,7 @@
 """What else the machine did while a clock ran; standstills; and what a card's driver says."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -17,9 +18,9 @@ import harness.awake
 import harness.card
 import harness.disturbance
 from harness.clock import Clock
-from harness.disturbance import Times, Watch, other_load_percent
+from harness.disturbance import Times, Watch, disturbed, other_load_percent
 from harness.process import run_in_fresh_process, tell
-from harness.terminal import verdicts
+from harness.terminal import input_bound, verdicts
 
 CORES = len(harness.disturbance.allowed_cores())
 
@@ -113,6 +114,37 @@ def test_the_verdict_on_other_programs():
         assert [v[: len(s)] for v, s in zip(verdicts(row), said, strict=True)] == said
     row = training_row("M", 32, 1.0, 100, disturbance="suspended", **calm)
     assert verdicts(row) == ["unusual: suspended"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_so"),
+    [
+        ({}, False),
+        ({"other_load_percent": 10.0}, False),
+        ({"other_load_percent": 10.1}, True),
+        ({"other_load_percent": math.nan, "disturbance": math.nan}, False),  # read back as empty
+        ({"other_load_percent": "35.2"}, True),
+        ({"other_load_percent": "", "disturbance": "", "other_benchmark_running": ""}, False),
+        ({"other_benchmark_running": True}, True),
+        ({"other_benchmark_running": "True"}, True),
+        ({"other_benchmark_running": "False"}, False),
+        ({"disturbance": "2 other processes computed on the same card"}, True),
+        ({"disturbance": "short of memory: 2000 pages a second were read back from disk"}, True),
+        ({"disturbance": "suspended"}, True),
+        ({"disturbance": "still changing speed after 600 s"}, False),
+        ({"disturbance": "still changing speed after 600 s; waited: 1.0 s"}, True),
+    ],
+)
+def test_what_makes_a_run_a_disturbed_one(changed, is_so):
+    row = training_row("M", 32, 1.0, 100, input_bound_percent=71.0) | changed
+    assert disturbed(row) is is_so
+    # What others took is not the data pipeline's fault.
+    assert input_bound(training_row("M", 32, 1.0, 100) | changed) is not is_so
+
+
+def test_another_benchmark_is_said_beside_the_number_too():
+    said = verdicts(training_row("M", 32, 1.0, 100, other_benchmark_running=True))
+    assert said == ["disturbed: another benchmark of this collection was running"]
 
 
 def test_the_clock_watches_its_steady_part_and_only_that():

@@ -22,7 +22,7 @@ from harness.frameworks import onnx_placement
 from harness.models.networks import NETWORKS
 from harness.process import UsageError, UserError
 from harness.twins import onnx_files
-from reporting.scores import scores
+from reporting.scores import score_bars, scores
 from reporting.speeds import speeds
 from reporting.tables import load_results
 
@@ -397,3 +397,18 @@ def test_partly_on_cpu_is_in_the_label(tmp_path):
     labelled = speeds(results).query("configuration == 'partly on CPU'")
     assert labelled["test"].unique().tolist()[0].startswith(NAMES[3])
     assert scores(results, script.EXPERIMENT)["series"].tolist() == ["M, cpu, fp32, partly on CPU"]
+
+
+def test_a_score_takes_undisturbed_numbers_and_says_where_there_are_none(tmp_path):
+    calm = [{"network": n, "inferences_per_second": 5} for n in NAMES]
+    later = {"placement": "partly on CPU", "started_at": "2027-01-01T00:00:00+00:00"}
+    busy = calm[3] | later | {"inferences_per_second": 1, "other_load_percent": 50}
+    (score,) = scores(write_rows(tmp_path / "a", [*calm, busy]), script.EXPERIMENT).to_dict(
+        "records"
+    )
+    assert score["score"] == pytest.approx(5) and not score["disturbed"]
+    assert score["series"] == "M, cpu, fp32"
+    results = write_rows(tmp_path / "b", [*calm[:3], busy, *calm[4:]])
+    assert scores(results, script.EXPERIMENT)["disturbed"].all()
+    names = score_bars(results, script.EXPERIMENT).axes[0].get_yticklabels()
+    assert names[0].get_text().replace("\n", " ").endswith("partly on CPU, disturbed")

@@ -40,6 +40,7 @@ def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     for number, machine in enumerate(files.MACHINES[:4]):
         changed = {"extrapolated": number == 1, "data": ["real", "synthetic"][number == 3]}
+        changed["other_load_percent"] = 40.0 if number == 2 else 1.0
         files.write_machine(folder, machine, 1.0 + number, **changed)
     files.write_older(folder)
     (folder / "prices.csv").write_text(PRICES)
@@ -85,6 +86,7 @@ def test_machines_are_ranked_and_weaker_evidence_is_marked(open_page, page_file)
     assert "lower is better" in page.locator("#title").text_content()
     assert any("synthetic" in text for text in drawn_texts(page))
     assert any("extrapolated" in text for text in drawn_texts(page))
+    assert len([text for text in drawn_texts(page) if text.endswith("  disturbed")]) == 1
 
 
 def test_the_address_highlights_your_machine(open_page, page_file):
@@ -131,6 +133,7 @@ def test_two_machines_agree_with_the_comparison_tool(open_page, page_file):
     )  # fmt: skip
     row = comparison(a | {"facts": {}}, b | {"facts": {}}, [])
     line = page.locator("tr", has_text="PyTorch, ResNet50, CIFAR100, batch 64").locator("td")
+    assert line.nth(6).text_content() == "second"  # the one that others disturbed
     shown = [float(line.nth(place).text_content()) for place in (1, 2, 3)]
     assert shown == pytest.approx([row["ratio"], row["low"], row["high"]], rel=5e-3)
 

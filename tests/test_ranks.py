@@ -98,6 +98,9 @@ def test_scaling_is_against_this_machines_row_of_one_device():
     assert scaling(row, [old], ["batch_size", "num_devices"]) == {"scaling_efficiency_percent": 75}
     assert scaling(row, [old | {"batch_size": "64"}], ["batch_size", "num_devices"]) == {}
     assert scaling(row | {"num_devices": 1}, [old], ["batch_size", "num_devices"]) == {}
+    weaker = [old | {"samples_per_second": "50", "other_load_percent": "60"}]
+    weaker += [old | {"samples_per_second": cell} for cell in ("inf", "0", "")]
+    assert scaling(row, [old, *weaker], ["num_devices"]) == {"scaling_efficiency_percent": 75}
 
 
 # Two machines: network namespaces joined by a cable

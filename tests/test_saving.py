@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from signals import hear_signals
@@ -371,3 +373,14 @@ def test_a_signal_to_run_all_reaches_the_script_that_it_runs(tmp_path):
         thread.join()
         signal.signal(signal.SIGTERM, previous)
     assert waiting.with_suffix(".saved").read_text() == "a row"
+
+
+def test_a_number_that_is_none_is_an_empty_cell(tmp_path):
+    """But for a loss, by which a row is known as nonsense."""
+    path = tmp_path / "results.csv"
+    for number in (math.inf, -math.inf, math.nan, np.float32("inf")):
+        row = {"samples_per_second": number, "train_loss": number, "status": "ok"}
+        harness.results.append_row(path, row, [])
+    _, saved = harness.results.read_rows(path)
+    assert [row["samples_per_second"] for row in saved] == [""] * 4
+    assert [row["train_loss"] for row in saved] == ["inf", "-inf", "nan", "inf"]

@@ -9,6 +9,7 @@ import result_files as files
 
 from harness.results import COLUMNS, append_row
 from reporting.plausible import implausible
+from reporting.share import bundle
 from reporting.tables import load_results
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,18 @@ def test_a_number_far_from_its_like_is_said(tmp_path):
     rows(tmp_path, 90.0, 1000.0)
     (line,) = implausible(load_results(tmp_path))
     assert "batch 32: 1000 s per epoch" in line
+
+
+def test_numbers_of_disturbed_runs_only_are_said(tmp_path):
+    rows(tmp_path, 100.0, other_load_percent=40.0)
+    (line,) = implausible(load_results(tmp_path))
+    assert "batch 32: others disturbed every run" in line
+    bundle(tmp_path, MACHINE)
+    with zipfile.ZipFile(tmp_path / f"share_{MACHINE}.zip") as archive:
+        request = archive.read("pull_request.md").decode()
+    assert "1 rows, 1 of them good, 1 of these disturbed" in request
+    rows(tmp_path, 100.0)
+    assert implausible(load_results(tmp_path)) == []
 
 
 def test_more_bandwidth_than_there_is_is_said(tmp_path):

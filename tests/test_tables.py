@@ -1,16 +1,28 @@
 """Reading results back: ours and every older format, and which row is the best evidence."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import result_files as files
 
+import compare_results
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
 from harness.results import COLUMNS, append_row, read_rows
+from harness.results import write_rows as write_csv
 from reporting.experiments import find_experiments, of_file
-from reporting.speeds import relative_speeds, share_of_peak, speeds, token_speeds
-from reporting.tables import load_results
+from reporting.page import page_data
+from reporting.speeds import (
+    measurements,
+    neighbours,
+    relative_speeds,
+    share_of_peak,
+    speeds,
+    token_speeds,
+)
+from reporting.tables import column_types, load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
 CIFAR100 = "pytorch_cv_resnet50_cifar100"
@@ -66,6 +78,11 @@ def test_our_rows_come_back_with_their_types(tmp_path):
         ({"data": "synthetic"}, {"extrapolated": True}),
         ({}, {"project_version": "0.0.1", "started_at": "2027-01-01T00:00:00+00:00"}),
         ({"started_at": "2026-12-01T00:00:00+00:00"}, {}),
+        ({}, {"other_load_percent": 71.0, "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({}, {"other_benchmark_running": True, "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({}, {"disturbance": "suspended", "started_at": "2027-01-01T00:00:00+00:00"}),
+        ({"data": "synthetic", "extrapolated": True}, {"other_load_percent": 71.0}),
+        ({"other_load_percent": 71.0}, {"status": "error", "error": "x"}),
         ({}, {"status": "error", "error": "x", "started_at": "2027-01-01T00:00:00+00:00"}),
     ],
 )
@@ -89,6 +106,17 @@ def test_other_configurations_are_kept_apart_and_named(tmp_path):
         row(channels_last=True),
     )
     assert set(best(tmp_path)["configuration"]) == {"", "bf16 compiled", "channels_last"}
+
+
+def test_experiments_that_vary_more_or_less_stand_in_one_table(tmp_path):
+    write_rows(tmp_path, row())
+    tabular = by_chart("sklearn_tabular_airline")
+    varied = {"estimator": "random_forest", "threads": "all", "rows": 1000}
+    good = {"fit_seconds": 2.0, "predict_seconds": 1.0}
+    path = tabular.results_path(tmp_path, MACHINE)
+    append_row(path, row(**varied, **good), list(tabular.columns))
+    assert set(best(tmp_path)["varied"].map(len)) == {1, len(tabular.varied)}
+    assert len(measurements(load_results(tmp_path))) == 2
 
 
 def test_flags_of_the_model_are_a_configuration(tmp_path):
@@ -168,6 +196,49 @@ def test_a_row_with_a_wrong_cell_is_named_and_skipped(tmp_path, old, new, said):
     assert said in results.problems[0] and "row 2" in results.problems[0]
 
 
+@pytest.mark.parametrize("cell", ["inf", "-inf", "nan", "1e999"])
+def test_a_cell_that_is_no_number_counts_as_empty_in_whatever_column(tmp_path, cell):
+    """A row for each column; `Infinity` in the page's data would leave it blank."""
+    by_name, _ = column_types(by_chart(CIFAR100))
+    columns = [name for name in COLUMNS if name in by_name]
+    write_rows(tmp_path, *(row(size=size) for size in range(1, len(columns) + 1)))
+    path = cifar100_path(tmp_path)
+    header, rows = read_rows(path)
+    changed = [old | {name: cell} for old, name in zip(rows, columns, strict=True)]
+    with path.open("w") as file:
+        write_csv(file, header, changed)
+    results = load_results(tmp_path)
+    assert results.problems == [f"{path.relative_to(tmp_path)}: row 2: no batch size"]
+    read = results.measurements.set_index("batch_size")
+    assert not np.isinf(read.select_dtypes("number")).any(axis=None)
+    assert read.loc[2, "status"] == "ok" and math.isnan(read.loc[2, columns[1]])
+    assert read.loc[columns.index("train_loss") + 1, "status"] == "nonsense"
+    found = best(tmp_path).set_index("test")
+    assert found.loc["batch 2", "status"] == "failed" and math.isnan(found.loc["batch 3", "ci95"])
+    assert json.dumps(page_data(results, tmp_path), allow_nan=False)
+    numbers = compare_results.measured(results)
+    compared, _ = compare_results.pair_up(numbers, MACHINE, MACHINE, loose=False)
+    assert math.isfinite(compare_results.summarize(compared)[-1]["ratio"])
+
+
+@pytest.mark.parametrize("peak", ["Infinity", "NaN"])
+def test_a_peak_that_is_no_number_is_unknown(tmp_path, peak):
+    files.write_selfcheck(tmp_path, MACHINE, fp32=6.0)
+    (path,) = (tmp_path / "selfcheck").iterdir()
+    path.write_text(path.read_text().replace("6.0", peak))
+    assert load_results(tmp_path).peaks == {MACHINE: {}}
+
+
+def test_an_older_row_of_no_epoch_has_no_number(tmp_path):
+    files.write_older(tmp_path, {"Apple_M3": 1.0})
+    (path,) = tmp_path.glob("results_pytorch_nlp/*.csv")
+    path.write_text(path.read_text().replace(",3.0,16,", ",0.0,16,"))
+    results = load_results(tmp_path)
+    assert results.problems == []
+    found = best(tmp_path).query("experiment == 'pytorch_nlp_distilbert_imdb'")
+    assert found["status"].tolist()[0] == "failed"
+
+
 def test_files_of_something_else_are_named(tmp_path):
     for name, text in (
         ("notes.csv", "a,b\n1,2\n"),
@@ -212,6 +283,55 @@ def test_of_a_repeated_generation_the_newest_counts(tmp_path):
     rates = token_speeds(load_results(tmp_path)).set_index("test")
     assert rates.loc["generation", "speed"] == pytest.approx(12.15)
     assert rates.loc["generation", "runs"] == 4
+
+
+def change(results_dir, newer: bool, **cells):
+    """Rows of language models like those there, ten times as fast, or those there changed."""
+    (path,) = (results_dir / "results_llama2").glob("*.csv")
+    _, rows = read_rows(path)
+    if not newer:
+        path.unlink()
+    for old in rows:
+        faster = {n: old[n] and 10 * float(old[n]) for n in LLM_COLUMNS if "tokens_per" in n}
+        append_row(path, old | (faster if newer else {}) | cells, LLM_COLUMNS)
+
+
+def test_undisturbed_generations_stand_before_disturbed_ones(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0, data="synthetic")
+    later = {"started_at": "2027-01-01T00:00:00+00:00", "data": "real"}
+    change(tmp_path, newer=True, other_load_percent=35.0, **later)
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates["speed"].to_dict() == pytest.approx(
+        {"generation": 12.15, "prompt": 151.5, "tg128": 12.15, "pp512": 151.5}
+    )
+    assert not rates["disturbed"].any() and rates.loc["generation", "runs"] == 4
+    change(tmp_path, newer=False, other_benchmark_running="True")
+    assert token_speeds(load_results(tmp_path))["disturbed"].all()
+
+
+def test_a_mean_leaves_out_the_one_row_that_others_disturbed(tmp_path):
+    files.write_machine(tmp_path, MACHINE, 1.0)
+    (path,) = (tmp_path / "results_llama2").glob("*.csv")
+    _, rows = read_rows(path)
+    tg128 = [old for old in rows if old["question"] == "tg128"]
+    third = {"question_iter": 3, "tokens_per_second": 1.0, "other_load_percent": 60.0}
+    append_row(path, tg128[-1] | third, LLM_COLUMNS)
+    rates = token_speeds(load_results(tmp_path)).set_index("test")
+    assert rates.loc["tg128", "speed"] == pytest.approx(12.15)
+    assert rates.loc["tg128", "runs"] == 2 and not rates.loc["tg128", "disturbed"]
+
+
+def test_a_ratio_to_a_disturbed_machine_is_marked_too(tmp_path):
+    write_rows(tmp_path, row(machine="A", other_load_percent=50.0), row(50.0, machine="B"))
+    relative = relative_speeds(load_results(tmp_path), "A").set_index("machine")
+    assert relative["disturbed"].to_dict() == {"A": True, "B": True}
+    assert neighbours(load_results(tmp_path), "B", 1) == [
+        "B is 2.00 times as fast as A, over 1 experiments, 1 of them disturbed"
+    ]
+    page = page_data(load_results(tmp_path), tmp_path)
+    assert sorted(page["columns"]["disturbed"]) == [0, 1]
+    write_rows(tmp_path, row(machine="A"))
+    assert not relative_speeds(load_results(tmp_path), "A")["disturbed"].any()
 
 
 def test_another_model_is_another_configuration(tmp_path):

@@ -351,7 +351,9 @@ def test_a_whole_sweep_and_its_place_among_the_others(tmp_path):
     assert [(row["threads"], row["rows"]) for row in rows] == walked
     assert {row["status"] for row in rows} == {"ok"}
     assert [int(row["threads_used"]) for row in rows] == [1, harness.cores.usable_cores()]
-    assert run("check_results.py", tmp_path).stdout == "1 files, 0 problems\n"
+    checked = run("check_results.py", tmp_path).stdout.splitlines()
+    # This machine may be busy with other tests.
+    assert [line for line in checked if "others disturbed" not in line] == ["1 files, 0 problems"]
     assert "M: 4 numbers of 1 experiments" in run(
         "compare_results.py", "--list", f"--results_dir={tmp_path}"
     ).stdout  # fmt: skip

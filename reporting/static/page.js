@@ -37,7 +37,7 @@ async function unpack(text) {
 function unroll({ experiments, columns, texts }) {
   return columns.speed.map((speed, i) => {
     const row = { speed, ci95: columns.ci95[i], higher: columns.higher[i] === 1,
-      extrapolated: columns.extrapolated[i] === 1, ...pick(experiments[columns.experiment[i]]) };
+      extrapolated: columns.extrapolated[i] === 1, disturbed: columns.disturbed[i] === 1, ...pick(experiments[columns.experiment[i]]) };
     for (const [name, { texts: values, codes }] of Object.entries(texts)) row[name] = values[codes[i]];
     return row;
   });
@@ -178,7 +178,7 @@ async function drawPair(now) {
         encoding: { x: { field: "one", type: "quantitative", scale: { type: "log" } } } },
     ],
   });
-  const columns = { name: "number", ratio: "ratio", low: "low", high: "high", verdict: "verdict", differs: "differs in",
+  const columns = { name: "number", ratio: "ratio", low: "low", high: "high", verdict: "verdict", differs: "differs in", disturbed: "disturbed",
     first: now.machine, second: now.other, unit: "unit" };
   $("#rows").replaceChildren(asTable(pairs, columns));
 }
@@ -196,7 +196,8 @@ function pairUp(now) {
       : ratio > 1 ? "first is faster" : "second is faster";
     const name = [a.experiment, a.test, a.configuration].filter(Boolean).join(", ");
     const differs = ["data", "project_version"].filter((n) => a[n] !== b[n]).map((n) => `${n}: ${a[n]} / ${b[n]}`).join("; ");
-    return { name, differs, first: a.speed, second: b.speed, unit: a.unit, ratio, low, high, verdict };
+    const disturbed = [a.disturbed && "first", b.disturbed && "second"].filter(Boolean).join(" and ");
+    return { name, differs, disturbed, first: a.speed, second: b.speed, unit: a.unit, ratio, low, high, verdict };
   });
 }
 
@@ -211,7 +212,7 @@ function ratioWithInterval({ speed: a, ci95: da }, { speed: b, ci95: db }) {
 // The table of all rows
 
 const COLUMNS = { machine: "machine", experiment: "experiment", test: "number", configuration: "configuration",
-  speed: "speed", ci95: "+/-", unit: "unit", data: "data", extrapolated: "extrapolated", status: "status",
+  speed: "speed", ci95: "+/-", unit: "unit", data: "data", extrapolated: "extrapolated", disturbed: "disturbed", status: "status",
   protocol: "protocol", framework: "framework", project_version: "version", started_at: "measured", source: "file" };
 
 function drawTable(now) {
@@ -287,8 +288,8 @@ function download(found) {
 // Small things
 
 function forChart(row, now) {
-  const weak = [row.data === "synthetic" && "synthetic", row.extrapolated && "extrapolated", row.protocol === "2023" && "2023"]
-    .filter(Boolean).join(", ");
+  const weak = [row.disturbed && "disturbed", row.data === "synthetic" && "synthetic", row.extrapolated && "extrapolated",
+    row.protocol === "2023" && "2023"].filter(Boolean).join(", ");
   const half = row.ci95 ?? 0;
   return { ...row, weak, yours: row.machine === now.machine, evidence: weak ? "weaker" : "measured whole, real data",
     label: [row.machine.replaceAll("_", " "), row.configuration].filter(Boolean).join(", "),
@@ -317,7 +318,7 @@ function colours() {
 }
 
 function tooltips() {
-  return ["machine", "configuration", "speed", "ci95", "unit", "data", "extrapolated", "framework", "started_at"]
+  return ["machine", "configuration", "speed", "ci95", "unit", "data", "extrapolated", "disturbed", "framework", "started_at"]
     .map((field) => ({ field }));
 }
 
