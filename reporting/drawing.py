@@ -148,9 +148,9 @@ def draw_curves(axes, title: str, axis: str, rows: pd.DataFrame, colours: dict) 
     axes.legend(fontsize=9)
 
 
-def whiskers(values, half_widths) -> list:
+def whiskers(values, half_widths) -> list[list[float]]:
     """Lengths below and above: nothing takes less than no time, however wide the interval is."""
-    return [np.minimum(half_widths, values), half_widths]
+    return np.stack([np.minimum(half_widths, values), half_widths]).tolist()
 
 
 def marked(text: str, row, between: str = ", ") -> str:
