@@ -85,12 +85,13 @@ def load(options) -> Llm:
     """
     import llama_cpp
 
+    # Before any other call: whichever is the first one has the cards and their memory listed.
+    capture_log(options.verbose)
+    said = len(LOG)
     if not computes_on_gpu(options) or platform.system() == "Darwin":
         free = psutil.virtual_memory().available
         gguf_file.require_memory(options.model_path, harness.cores.usable_memory(), free)
     os.environ["LLAMA_TRACE"] = "1"  # its log lists the tensors
-    capture_log(options.verbose)
-    said = len(LOG)
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
@@ -125,8 +126,8 @@ def capture_log(verbose: bool) -> None:
             if verbose:
                 print(LOG[-1], end="", file=sys.stderr)
 
-    capture_log.callback = keep  # llama.cpp calls it as long as the process lives
     llama_cpp.llama_log_set(keep, None)
+    capture_log.callback = keep  # llama.cpp calls it as long as the process lives
 
 
 def require_generator(llm: Llm, path: Path) -> None:
