@@ -41,7 +41,6 @@ SHARED_OPTIONS = (
 )
 # How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
 SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}
-METADATA_BYTES = 2**18  # of the longest value that is read, a chat template
 LOG: list[str] = []  # all that llama.cpp says in this process
 
 
@@ -51,6 +50,7 @@ class Llm(NamedTuple):
     model: int  # llama.cpp's pointers
     vocabulary: int
     log: str  # what llama.cpp said while it loaded it
+    path: Path
 
 
 class Context(NamedTuple):
@@ -108,8 +108,8 @@ def load(options) -> Llm:
         raise UserError(
             f"{options.model_path}: llama.cpp {llama_cpp.__version__} cannot load it: {reason}"
         )
-    llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log)
-    require_generator(llm, options.model_path)
+    llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log, options.model_path)
+    require_generator(llm)
     return llm
 
 
@@ -130,7 +130,7 @@ def capture_log(verbose: bool) -> None:
     capture_log.callback = keep  # llama.cpp calls it as long as the process lives
 
 
-def require_generator(llm: Llm, path: Path) -> None:
+def require_generator(llm: Llm) -> None:
     """Raises UserError where the model embeds text, or encodes it, and does not continue it."""
     import llama_cpp
 
@@ -141,16 +141,33 @@ def require_generator(llm: Llm, path: Path) -> None:
     )
     if embeds or llama_cpp.llama_model_has_encoder(llm.model):
         kind = "an embedding model" if embeds else "an encoder and a decoder"
-        raise UserError(f"{path} ({architecture}) is {kind}: measured are models that go on a text")
+        raise UserError(
+            f"{llm.path} ({architecture}) is {kind}: measured are models that go on a text"
+        )
 
 
 def metadata(llm: Llm, key: str) -> str | None:
-    """A value of the GGUF's metadata; None where it has no such key."""
+    """A value of the GGUF's metadata; None where it has no such key.
+
+    Raises:
+        UserError: it is no text.
+    """
     import llama_cpp
 
-    value = ctypes.create_string_buffer(METADATA_BYTES)
-    length = llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), value, METADATA_BYTES)
-    return value.value.decode() if length >= 0 else None
+    length = llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), None, 0)
+    if length < 0:
+        return None
+    value = ctypes.create_string_buffer(length + 1)
+    llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), value, len(value))
+    return decoded(value.value, llm.path, key)
+
+
+def decoded(text: bytes, path: Path, name: str) -> str:
+    """What a model's file has under `name`; raises UserError where that is no text."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: its {name} is no UTF-8 text ({error.reason})") from None
 
 
 @contextlib.contextmanager
