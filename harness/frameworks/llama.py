@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness import gguf_file
 from harness.energy import EnergyMeter, energy_meter
 from harness.frameworks import llama_log
 from harness.process import UsageError, UserError
+from harness.system import text_of
 from harness.twins.gguf import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
@@ -229,8 +231,6 @@ def facts(llm: Llm, options) -> dict:
 
 def machine_columns(offload: llama_log.Offload) -> dict:
     """The machine columns of a row, of the device that llama.cpp computes on."""
-    import llama_cpp
-
     machine = harness.machine.machine_facts()
     if offload.device_type == "cpu":
         tag = harness.machine.machine_tag(machine, "cpu", None, None)
@@ -243,10 +243,23 @@ def machine_columns(offload: llama_log.Offload) -> dict:
         **machine,
         "device": f"{offload.device_type} ({name})" if name else offload.device_type,
         "machine": tag,
-        "framework": f"llama-cpp-python {llama_cpp.__version__}",
+        "framework": build(),
         "layers_on_gpu": offload.layers_on_gpu,
         "layers": offload.layers,
     }
+
+
+def build(maps: Path = Path("/proc/self/maps")) -> str:
+    """Such as `llama-cpp-python 0.3.36`, with the CUDA runtime that this process has loaded.
+
+    Args:
+        maps: which files are mapped into the process, as Linux lists them.
+    """
+    import llama_cpp
+
+    name = f"llama-cpp-python {llama_cpp.__version__}"
+    runtimes = sorted(set(re.findall(r"/libcudart\.so\.([\d.]+)$", text_of(maps), re.MULTILINE)))
+    return f"{name}, CUDA {' and '.join(runtimes)}" if runtimes else name
 
 
 def meter_of(llm: Llm) -> EnergyMeter | None:
