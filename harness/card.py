@@ -49,3 +49,10 @@ def other_processes(card: str) -> int:
     family = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
     listed = re.findall(r"^\d+$", ask(card, "--query-compute-apps=pid"), re.MULTILINE)
     return sum(psutil.pid_exists(pid) for pid in set(map(int, listed)) - family)
+
+
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, such as `580.159`."""
+    query = ("--query-gpu=driver_version", "--format=csv,noheader")
+    found = re.match(r"\d[\d.]+", output_of("nvidia-smi", *query))
+    return found and found[0]

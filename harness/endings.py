@@ -25,8 +25,17 @@ OUT_OF_MEMORY_WORDS = re.compile(
     re.IGNORECASE,
 )
 
-# What the last lines say, and what the user can do about it.
+# What the C library says, of Linux and of macOS, when somebody freed what is not theirs.
+BROKEN_HEAP = re.compile(
+    r"(malloc|free|realloc|malloc_consolidate|munmap_chunk)\(\): .+|double free or corruption.*"
+    r"|corrupted (size|double-linked list).*|pointer being freed was not allocated",
+    re.IGNORECASE,
+)
+
+# What the last lines say, and what the user can do about it; `{}` are the words found.
 HINTS = {
+    BROKEN_HEAP.pattern: "{}: a library freed what is not its own; try another build of it, or "
+    "another driver",
     r"OMP: Error #15": "two OpenMP libraries in one environment (conda and pip mixed, most often); "
     "install everything with pip in a new environment",
     r"compiled to use \w+ instructions": "this processor lacks instructions that the package needs "
@@ -78,7 +87,8 @@ def outcome_of_exit_code(code: int, last_lines: list[str], by_others: bool = Fal
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     text = "\n".join(last_lines)
     memory = OUT_OF_MEMORY_WORDS.search(text)
-    hint = next((hint for words, hint in HINTS.items() if re.search(words, text, re.I)), None)
+    hints = ((re.search(words, text, re.I), hint) for words, hint in HINTS.items())
+    hint = next((hint.format(found[0]) for found, hint in hints if found), None)
     if memory:
         # The line that says so; what comes after it is often only a trace.
         why = next(line for line in last_lines if OUT_OF_MEMORY_WORDS.search(line))

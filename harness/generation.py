@@ -18,8 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.card import driver_version
 from harness.disturbance import OTHERS_PERCENT
-from harness.endings import is_out_of_memory
+from harness.endings import BROKEN_HEAP, is_out_of_memory
 from harness.experiment import Speed
 from harness.machine import output_of
 from harness.process import UsageError, UserError, run_in_fresh_process, tell
@@ -207,7 +208,11 @@ def failed_row(outcome: dict, facts: dict, where: tuple[str, int]) -> dict:
         raise UserError(f"loading the model failed: {outcome['error']}")
     question, iteration = where
     row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
-    return row | {"status": outcome["status"], "error": outcome["error"]}
+    error = outcome["error"]
+    if BROKEN_HEAP.search(error):
+        driver = driver_version()
+        error += f"; {facts['framework']}" + (f", NVIDIA driver {driver}" if driver else "")
+    return row | {"status": outcome["status"], "error": error}
 
 
 def next_turn(turns: list[tuple[str, int]], rows: list[dict]) -> tuple[str, int]:

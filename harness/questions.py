@@ -1,8 +1,9 @@
-"""What the LLM experiments ask: twenty everyday questions, or those of a file."""
+"""What the LLM experiments ask: twenty everyday questions, or those of a file, as a chat."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from harness.process import UsageError
+from harness.process import UsageError, UserError
 
 QUESTIONS = [
     "How does a refrigerator keep food cold? Explain it step by step.",
@@ -46,3 +47,45 @@ def questions_to_ask(file: Path | None, number: int | None) -> list[str]:
     if not 1 <= number <= len(questions):
         raise UsageError(f"--num_questions={number}: there are {len(questions)} questions")
     return questions[:number]
+
+
+def in_chat_format(
+    render: Callable[[list[dict]], str], model: Path | str, question: str, system_prompt: str = ""
+) -> str:
+    """The question as the chat template of a model words it.
+
+    Some templates take what is said as text, others as a list of typed parts. One that is given the
+    wrong kind leaves it out, most often without a word, so the prompt shows which kind is right.
+
+    Args:
+        render: makes the prompt of messages, as the template does.
+        model: its file or folder, for the errors.
+
+    Raises:
+        UserError: the template refuses such a conversation, is broken, or leaves out what is said.
+    """
+    from jinja2 import TemplateError
+
+    said = {"the system prompt": system_prompt, "the question": question}
+    problem = None
+    for content_of in (str, as_parts):
+        messages = [{"role": "system", "content": content_of(system_prompt)}] * bool(system_prompt)
+        messages.append({"role": "user", "content": content_of(question)})
+        try:
+            prompt = render(messages)
+        # A template is a program, and fails as one; its own `raise_exception` is a ValueError here
+        # and a TemplateError there.
+        except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+            problem = problem or f"refuses it: {' '.join(str(error).split())}"
+            continue
+        missing = [name for name, text in said.items() if text.strip() not in prompt]
+        # A template that wants text writes the list itself out.
+        if not missing and str(*as_parts(question)) not in prompt:
+            return prompt
+        problem = problem or f"leaves out {' and '.join(missing)}"
+    flag = "--system_prompt: " if system_prompt else ""
+    raise UserError(f"{flag}{model}: the model's chat template {problem}")
+
+
+def as_parts(content: str) -> list[dict]:
+    return [{"type": "text", "text": content}]

@@ -38,13 +38,20 @@ AVX = (
         (signal.SIGABRT, METAL, "out_of_memory", "Insufficient Memory"),
         (signal.SIGABRT, BAD_ALLOC, "out_of_memory", "bad_alloc"),
         (signal.SIGABRT, AVX, "killed", "lacks instructions"),
+        (signal.SIGABRT, "loading\nfree(): invalid pointer\n", "killed",
+         "(free(): invalid pointer: a library freed what is not its own; try another build"),
+        (signal.SIGABRT, "munmap_chunk(): invalid pointer\n", "killed", "another driver"),
+        (signal.SIGABRT, "double free or corruption (!prev)\n", "killed", "another driver"),
+        (signal.SIGABRT, "corrupted size vs. prev_size\n", "killed", "another driver"),
+        (signal.SIGABRT, "python(4242) malloc: *** error for object 0x1: pointer being freed was "
+         "not allocated\n", "killed", "another driver"),
         (signal.SIGABRT, "a check failed: x == y\n", "killed", "a check failed: x == y"),
         (signal.SIGABRT, "", "killed", "ended by SIGABRT"),
         (signal.SIGILL, "", "killed", "AVX"),
         (signal.SIGSEGV, "", "killed", "ended by SIGSEGV"),
         (signal.SIGKILL, "", "killed", "out of memory"),
     ],
-)
+)  # fmt: skip
 def test_the_cause_is_what_the_last_lines_say(number, said, status, words):
     outcome = outcome_of_exit_code(-number, said.splitlines())
     assert outcome["status"] == status and words in outcome["error"]

@@ -1,16 +1,19 @@
 """llama-bench's figures at depth and in parallel, what they read, and the table of them."""
 
+import signal
 from argparse import Namespace
 
 import pytest
 
 import harness.twins.gguf
-from harness import markdown
+from harness import card, markdown
 from harness.bandwidth import measured_bandwidth
+from harness.endings import outcome_of_exit_code
 from harness.frameworks import llama, llama_bench
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.generation import (
     attempt,
+    failed_row,
     figure_parts,
     figures_of,
     next_turn,
@@ -228,3 +231,34 @@ def test_a_soak_generates_until_the_speed_is_steady(tiny, monkeypatch):
     assert 0.2 <= found["soak_seconds"] < 5
     assert set(generated) == {"tg128"} and len(generated) > 2
     assert {"thermal_protocol", "soak_seconds"} <= set(LLM_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "named"), [("580.159.03", ", NVIDIA driver 580.159.03"), ("", "")]
+)
+def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named, monkeypatch):
+    monkeypatch.setattr(card, "output_of", lambda *_: f"{driver}\n")
+    said = ["load_tensors: done", "free(): invalid pointer"]
+    facts = {"framework": "llama-cpp-python 0.3.36, CUDA 13.0.96"}
+    row = failed_row(outcome_of_exit_code(-signal.SIGABRT, said), facts, ("pp512", 1))
+    assert row["error"] == (
+        "ended by SIGABRT (free(): invalid pointer: a library freed what is not its own; try "
+        "another build of it, or another driver); llama-cpp-python 0.3.36, CUDA 13.0.96" + named
+    )
+    row = failed_row(outcome_of_exit_code(-signal.SIGSEGV, []), facts, ("pp512", 1))
+    assert row["error"] == "ended by SIGSEGV"
+
+
+def test_the_build_is_named_with_every_cuda_runtime_that_is_loaded(tmp_path):
+    import llama_cpp
+
+    name = f"llama-cpp-python {llama_cpp.__version__}"
+    maps = tmp_path / "maps"
+    assert llama.build(maps) == name  # elsewhere than on Linux there is no such file
+    line = "7f00-7f10 r-xp 00000000 08:01 42 {}\n"
+    path = "/usr/local/cuda-13.0/targets/x86_64-linux/lib/libcudart.so.13.0.96"
+    maps.write_text(2 * line.format(path) + line.format("/usr/lib/libc.so.6"))
+    assert llama.build(maps) == f"{name}, CUDA 13.0.96"
+    with maps.open("a") as file:
+        file.write(line.format("/site-packages/nvidia/cuda_runtime/lib/libcudart.so.12"))
+    assert llama.build(maps) == f"{name}, CUDA 12 and 13.0.96"

@@ -2,15 +2,20 @@
 
 logs/vulkan_*.txt: llama.cpp of llama-cpp-python 0.3.36, built with Vulkan, on Mesa's llvmpipe. The
 one of gemma has no output of its own: its table of tokens does not fit that driver's buffers.
+logs/cuda_h200.txt: what the same version says of its cards when it is first asked anything.
 """
 
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from harness.endings import is_out_of_memory
 from harness.frameworks import llama, llama_log
+from harness.twins.gguf import Architecture, ensure_twin
 
+TINY = Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
 LOGS = Path(__file__).parent / "logs"
 VULKAN = (LOGS / "vulkan_llama.txt").read_text()
 VULKAN_GEMMA = (LOGS / "vulkan_gemma.txt").read_text()
@@ -181,3 +186,65 @@ def test_failure_names_its_reason_and_whether_it_is_memory(log, memory, reason):
 )
 def test_reason_is_llama_cpps_own(log, reason):
     assert llama_log.reason_of_failure(log) == reason
+
+
+CUDA_H200 = (LOGS / "cuda_h200.txt").read_text()
+ON_H200 = """\
+llama_prepare_model_devices: using device CUDA0 (NVIDIA H200) (0000:04:00.0) - 142600 MiB free
+load_tensors: offloaded 3/3 layers to GPU
+"""
+
+
+@pytest.fixture
+def options(tmp_path):
+    path = ensure_twin(TINY, "How does a key open the lock?", tmp_path)
+    return Namespace(
+        model_path=path, verbose=False, n_gpu_layers=-1, split_mode="layer", tensor_split=""
+    )
+
+
+def test_log_is_captured_before_anything_else_is_asked_of_llama_cpp(options, monkeypatch):
+    import llama_cpp
+
+    called = []
+
+    class Library:
+        def __getattr__(self, name):
+            value = getattr(llama_cpp, name)
+            if name.startswith("llama_") and not isinstance(value, type):
+                called.append(name)
+            return value
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", Library())
+    llama.load(options)
+    assert called[0] == "llama_log_set" and "llama_supports_gpu_offload" in called
+
+
+def test_cards_that_llama_cpp_lists_at_the_first_call_are_in_the_log(options, monkeypatch, capfd):
+    import llama_cpp
+
+    monkeypatch.setattr(llama, "LOG", [])
+    # As in a fresh process: the log goes to the terminal until someone takes it.
+    say = [lambda level, text, data: print(text.decode(), end="", file=sys.stderr)]
+    real_set, real_load = llama_cpp.llama_log_set, llama_cpp.llama_model_load_from_file
+
+    def log_set(callback, data):
+        say.append(callback)
+        real_set(callback, data)
+
+    def supports_gpu_offload():
+        for line in CUDA_H200.splitlines(keepends=True):
+            say[-1](2, line.encode(), None)
+        return True
+
+    def load_from_file(*arguments):
+        say[-1](2, ON_H200.encode(), None)
+        return real_load(*arguments)
+
+    monkeypatch.setattr(llama_cpp, "llama_log_set", log_set)
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", supports_gpu_offload)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", load_from_file)
+    columns = llama.machine_columns(llama_log.parse_offload(llama.load(options).log))
+    # PyTorch calls this card the same.
+    assert columns["machine"] == "NVIDIA_H200_141GB"
+    assert "".join(capfd.readouterr()) == ""

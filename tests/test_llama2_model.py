@@ -8,7 +8,7 @@ import pytest
 
 import harness.twins.gguf
 from harness import gguf_file
-from harness.frameworks import llama
+from harness.frameworks import llama, llama_bench, llama_text
 from harness.process import UsageError, UserError
 from harness.questions import QUESTIONS, questions_to_ask
 
@@ -92,22 +92,91 @@ def test_vocabulary_alone_is_one_line(tmp_path):
         load(path)
 
 
-def test_embedding_model_is_refused(tmp_path, monkeypatch):
+def twin_with(add, folder, monkeypatch):
+    """A twin to whose metadata `add` adds something."""
     real = harness.twins.gguf.add_metadata
 
-    def pooled(writer, *arguments):
+    def with_more(writer, *arguments):
         real(writer, *arguments)
-        writer.add_pooling_type(gguf.PoolingType.MEAN)
+        add(writer)
 
-    monkeypatch.setattr(harness.twins.gguf, "add_metadata", pooled)
-    path = harness.twins.gguf.ensure_twin(TINY, "How?", tmp_path)
+    monkeypatch.setattr(harness.twins.gguf, "add_metadata", with_more)
+    return harness.twins.gguf.ensure_twin(TINY, "How?", folder)
+
+
+def test_embedding_model_is_refused(tmp_path, monkeypatch):
+    path = twin_with(
+        lambda writer: writer.add_pooling_type(gguf.PoolingType.MEAN), tmp_path, monkeypatch
+    )
     with pytest.raises(UserError, match="embedding model"):
         load(path)
 
 
-def test_model_without_a_beginning_of_sequence(model, monkeypatch):
-    from harness.frameworks import llama_bench, llama_text
+def prompt_of(template, folder, monkeypatch, system_prompt=""):
+    """The tokens' texts of a question, as a model with that template in its file is asked."""
+    path = twin_with(
+        lambda writer: writer.add_key_value(
+            "tokenizer.chat_template", template, gguf.GGUFValueType.STRING
+        ),
+        folder,
+        monkeypatch,
+    )
+    llm = load(path)
+    tokens = llama_text.prompt_tokens(llm, "How?", system_prompt)
+    return b"".join(llama_text.piece(llm, token) for token in tokens).decode().replace(" ", "")
 
+
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}"
+    "{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [PARTS, PARTS.replace("<", "{% if m.content is string %}{{ 1 / 0 }}{% endif %}<", 1)],
+)
+def test_template_that_wants_typed_parts_has_the_question(template, tmp_path, monkeypatch):
+    prompt = prompt_of(template, tmp_path, monkeypatch, "Hold")
+    assert prompt == "<system>Hold<user>How?"
+
+
+def test_template_of_any_length_is_whole(tmp_path, monkeypatch):
+    template = "{# " + 300_000 * "x" + " #}{{ messages[0].content }}!"
+    assert prompt_of(template, tmp_path, monkeypatch) == "How?!"
+
+
+@pytest.mark.parametrize(
+    ("template", "system_prompt", "problem"),
+    [
+        ("", "", "leaves out the question"),
+        ("<user>", "", "leaves out the question"),
+        ("{{ messages[0].content[:2] }}", "", "leaves out the question"),
+        ("{{ messages[-1].content }}", "Hold", "leaves out the system prompt"),
+        ("{{ 1 / 0 }}", "", "refuses it: division by zero"),
+    ],
+)
+def test_prompt_without_what_is_asked_is_refused(
+    template, system_prompt, problem, tmp_path, monkeypatch
+):
+    with pytest.raises(UserError) as caught:
+        prompt_of(template, tmp_path, monkeypatch, system_prompt)
+    (line,) = str(caught.value).splitlines()
+    assert str(tmp_path) in line and problem in line
+
+
+def test_template_that_is_no_text_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="tiny.Q4_0.gguf: its tokenizer.chat_template is no UTF-8"):
+        prompt_of(b"\xff{{ messages[0].content }}", tmp_path, monkeypatch)
+
+
+def test_prompt_of_no_tokens_is_refused(model, monkeypatch):
+    llm = load(model)
+    with pytest.raises(UserError, match="tiny.Q4_0.gguf: .*no tokens"):
+        llama_text.tokenize(llm, "", add_special=False)
+
+
+def test_model_without_a_beginning_of_sequence(model, monkeypatch):
     llm = load(model)
     monkeypatch.setattr("llama_cpp.llama_vocab_bos", lambda _: -1)
     monkeypatch.setattr("llama_cpp.llama_vocab_get_add_bos", lambda _: False)

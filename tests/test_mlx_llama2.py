@@ -3,6 +3,7 @@
 import argparse
 import csv
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,50 @@ def test_a_question_takes_about_a_token_a_word(loaded):
     assert prompt[0] == tokenizer.bos_token_id and prompt.count(tokenizer.bos_token_id) == 1
     assert len(QUESTIONS[0].split()) < len(prompt) < 2.5 * len(QUESTIONS[0].split())
     assert QUESTIONS[0] in tokenizer.decode(prompt)
+
+
+PARTS = (
+    "{% for m in messages %}{{ bos_token }}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{% endfor %}"
+)
+
+
+def with_template(twin, folder, template: bytes):
+    """The twin with a chat template."""
+    shutil.copytree(twin, folder / "model")
+    (folder / "model" / "chat_template.jinja").write_bytes(template)
+    return folder / "model"
+
+
+def test_template_that_wants_typed_parts_has_the_question(twin, tmp_path):
+    _, tokenizer, _ = mlx_lm.load(with_template(twin, tmp_path, PARTS.encode()))
+    prompt = mlx_lm.prompt_tokens(tokenizer, QUESTIONS[0])
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    assert QUESTIONS[0] in tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ bos_token }}", "leaves out the question"),
+        ("{{ raise_exception('no, never') }}", "refuses it: no, never"),
+        ("{% if %}", "refuses it"),
+    ],
+)
+def test_prompt_without_the_question_is_refused(template, problem, twin, tmp_path):
+    _, tokenizer, _ = mlx_lm.load(with_template(twin, tmp_path, template.encode()))
+    with pytest.raises(utils.UserError) as caught:
+        mlx_lm.prompt_tokens(tokenizer, QUESTIONS[0])
+    (line,) = str(caught.value).splitlines()
+    assert str(tmp_path) in line and problem in line
+
+
+def test_template_that_is_no_text_is_one_line(twin, tmp_path):
+    folder = with_template(twin, tmp_path, b"\xff{{ messages[0].content }}")
+    with pytest.raises(utils.UserError) as caught:
+        mlx_lm.load(folder)
+    (line,) = str(caught.value).splitlines()
+    assert str(folder) in line and "can't decode" in line
 
 
 # One generation

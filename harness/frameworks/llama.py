@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness import gguf_file
 from harness.energy import EnergyMeter, energy_meter
 from harness.frameworks import llama_log
 from harness.process import UsageError, UserError
+from harness.system import text_of
 from harness.twins.gguf import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
@@ -41,7 +43,6 @@ SHARED_OPTIONS = (
 )
 # How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
 SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}
-METADATA_BYTES = 2**18  # of the longest value that is read, a chat template
 LOG: list[str] = []  # all that llama.cpp says in this process
 
 
@@ -51,6 +52,7 @@ class Llm(NamedTuple):
     model: int  # llama.cpp's pointers
     vocabulary: int
     log: str  # what llama.cpp said while it loaded it
+    path: Path
 
 
 class Context(NamedTuple):
@@ -85,12 +87,13 @@ def load(options) -> Llm:
     """
     import llama_cpp
 
+    # Before any other call: whichever is the first one has the cards and their memory listed.
+    capture_log(options.verbose)
+    said = len(LOG)
     if not computes_on_gpu(options) or platform.system() == "Darwin":
         free = psutil.virtual_memory().available
         gguf_file.require_memory(options.model_path, harness.cores.usable_memory(), free)
     os.environ["LLAMA_TRACE"] = "1"  # its log lists the tensors
-    capture_log(options.verbose)
-    said = len(LOG)
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = options.n_gpu_layers
@@ -107,8 +110,8 @@ def load(options) -> Llm:
         raise UserError(
             f"{options.model_path}: llama.cpp {llama_cpp.__version__} cannot load it: {reason}"
         )
-    llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log)
-    require_generator(llm, options.model_path)
+    llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log, options.model_path)
+    require_generator(llm)
     return llm
 
 
@@ -125,11 +128,11 @@ def capture_log(verbose: bool) -> None:
             if verbose:
                 print(LOG[-1], end="", file=sys.stderr)
 
-    capture_log.callback = keep  # llama.cpp calls it as long as the process lives
     llama_cpp.llama_log_set(keep, None)
+    capture_log.callback = keep  # llama.cpp calls it as long as the process lives
 
 
-def require_generator(llm: Llm, path: Path) -> None:
+def require_generator(llm: Llm) -> None:
     """Raises UserError where the model embeds text, or encodes it, and does not continue it."""
     import llama_cpp
 
@@ -140,16 +143,33 @@ def require_generator(llm: Llm, path: Path) -> None:
     )
     if embeds or llama_cpp.llama_model_has_encoder(llm.model):
         kind = "an embedding model" if embeds else "an encoder and a decoder"
-        raise UserError(f"{path} ({architecture}) is {kind}: measured are models that go on a text")
+        raise UserError(
+            f"{llm.path} ({architecture}) is {kind}: measured are models that go on a text"
+        )
 
 
 def metadata(llm: Llm, key: str) -> str | None:
-    """A value of the GGUF's metadata; None where it has no such key."""
+    """A value of the GGUF's metadata; None where it has no such key.
+
+    Raises:
+        UserError: it is no text.
+    """
     import llama_cpp
 
-    value = ctypes.create_string_buffer(METADATA_BYTES)
-    length = llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), value, METADATA_BYTES)
-    return value.value.decode() if length >= 0 else None
+    length = llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), None, 0)
+    if length < 0:
+        return None
+    value = ctypes.create_string_buffer(length + 1)
+    llama_cpp.llama_model_meta_val_str(llm.model, key.encode(), value, len(value))
+    return decoded(value.value, llm.path, key)
+
+
+def decoded(text: bytes, path: Path, name: str) -> str:
+    """What a model's file has under `name`; raises UserError where that is no text."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: its {name} is no UTF-8 text ({error.reason})") from None
 
 
 @contextlib.contextmanager
@@ -211,8 +231,6 @@ def facts(llm: Llm, options) -> dict:
 
 def machine_columns(offload: llama_log.Offload) -> dict:
     """The machine columns of a row, of the device that llama.cpp computes on."""
-    import llama_cpp
-
     machine = harness.machine.machine_facts()
     if offload.device_type == "cpu":
         tag = harness.machine.machine_tag(machine, "cpu", None, None)
@@ -225,10 +243,23 @@ def machine_columns(offload: llama_log.Offload) -> dict:
         **machine,
         "device": f"{offload.device_type} ({name})" if name else offload.device_type,
         "machine": tag,
-        "framework": f"llama-cpp-python {llama_cpp.__version__}",
+        "framework": build(),
         "layers_on_gpu": offload.layers_on_gpu,
         "layers": offload.layers,
     }
+
+
+def build(maps: Path = Path("/proc/self/maps")) -> str:
+    """Such as `llama-cpp-python 0.3.36`, with the CUDA runtime that this process has loaded.
+
+    Args:
+        maps: which files are mapped into the process, as Linux lists them.
+    """
+    import llama_cpp
+
+    name = f"llama-cpp-python {llama_cpp.__version__}"
+    runtimes = sorted(set(re.findall(r"/libcudart\.so\.([\d.]+)$", text_of(maps), re.MULTILINE)))
+    return f"{name}, CUDA {' and '.join(runtimes)}" if runtimes else name
 
 
 def meter_of(llm: Llm) -> EnergyMeter | None:

@@ -16,6 +16,7 @@ from harness.frameworks.llama import (
     Llm,
     batch_of,
     decode,
+    decoded,
     forget,
     gb_per_step,
     has_random_weights,
@@ -26,6 +27,7 @@ from harness.frameworks.llama import (
 )
 from harness.generation import attempt, sustained_ratio
 from harness.process import UsageError, UserError
+from harness.questions import in_chat_format
 from harness.stopwatch import stopwatch, watched_columns
 
 LLAMA2_PROMPT = "[INST] {} [/INST]"
@@ -43,26 +45,21 @@ def prompt_tokens(llm: Llm, question: str, system_prompt: str = "") -> list[int]
     The files of Llama 2 are older than chat templates in GGUF.
 
     Raises:
-        UserError: the template refuses such a conversation, or is broken.
+        UserError: the template refuses such a conversation, is broken, or leaves out what is said;
+            or the vocabulary makes no tokens of it.
     """
-    from jinja2 import TemplateError
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     template = metadata(llm, "tokenizer.chat_template")
     if template is None:
         asked = LLAMA2_SYSTEM.format(system_prompt, question) if system_prompt else question
         return tokenize(llm, LLAMA2_PROMPT.format(asked), add_special=True)
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages.append({"role": "user", "content": question})
-    special = {name: special_token(llm, name) for name in ("bos", "eos")}
-    try:
-        formatter = Jinja2ChatFormatter(template, special["eos"], special["bos"])
-        prompt = formatter(messages=messages).prompt
-    # A template's own `raise_exception` is a ValueError.
-    except (TemplateError, ValueError, TypeError) as error:
-        flag = "--system_prompt: " if system_prompt else ""
-        problem = " ".join(str(error).split())
-        raise UserError(f"{flag}the model's chat template refuses it: {problem}") from None
+    special = {f"{name}_token": special_token(llm, name) for name in ("bos", "eos")}
+
+    def render(messages: list[dict]) -> str:
+        return Jinja2ChatFormatter(template, **special)(messages=messages).prompt
+
+    prompt = in_chat_format(render, llm.path, question, system_prompt)
     return tokenize(llm, prompt, add_special=False)
 
 
@@ -71,7 +68,9 @@ def special_token(llm: Llm, name: str) -> str:
     import llama_cpp
 
     token = getattr(llama_cpp, f"llama_vocab_{name}")(llm.vocabulary)
-    return llama_cpp.llama_vocab_get_text(llm.vocabulary, token).decode() if token >= 0 else ""
+    if token < 0:
+        return ""
+    return decoded(llama_cpp.llama_vocab_get_text(llm.vocabulary, token), llm.path, f"{name} token")
 
 
 def tokenize(llm: Llm, text: str, add_special: bool) -> list[int]:
@@ -79,14 +78,20 @@ def tokenize(llm: Llm, text: str, add_special: bool) -> list[int]:
 
     Args:
         add_special: whether a beginning of sequence goes first, if the model wants one.
+
+    Raises:
+        UserError: the vocabulary makes no tokens of it.
     """
     import llama_cpp
 
     data = text.encode()
-    tokens = (llama_cpp.llama_token * (len(data) + 2))()  # no token is shorter than a byte
+    # No token is shorter than a byte; beginning, end, and a space before it may be added.
+    tokens = (llama_cpp.llama_token * (len(data) + 3))()
     count = llama_cpp.llama_tokenize(
         llm.vocabulary, data, len(data), tokens, len(tokens), add_special, True
     )
+    if count <= 0:
+        raise UserError(f"{llm.path}: its vocabulary makes no tokens of the prompt")
     return tokens[:count]
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from harness.frameworks import mlx
 from harness.process import UsageError, UserError
+from harness.questions import in_chat_format
 from harness.twins.mlx_llama import SYNTHETIC_KEY
 
 SHARED_OPTIONS = (
@@ -70,11 +71,18 @@ def shared_columns(model, config: dict, device: mlx.Device, options) -> dict:
 
 
 def prompt_tokens(tokenizer, question: str) -> list[int]:
-    """The question in the model's own chat format; in Llama 2's where it has none."""
+    """The question in the model's own chat format; in Llama 2's where it has none.
+
+    Raises:
+        UserError: the template refuses such a conversation, is broken, or leaves out the question.
+    """
     if not tokenizer.has_chat_template:
         return tokenizer.encode(LLAMA2_PROMPT.format(question))
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def render(messages: list[dict]) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    text = in_chat_format(render, tokenizer.name_or_path, question)
     return tokenizer.encode(text, add_special_tokens=False)
 
 
