@@ -33,8 +33,9 @@ from tqdm import tqdm
 import harness.machine
 from harness import PROJECT_VERSION
 from harness.arguments import CommandLine, machine_name, path_name
+from harness.environment import settle_environment
 from harness.process import UserError, run_in_fresh_process
-from harness.startup import ignore_overrides, one_line_errors, require_writable
+from harness.startup import one_line_errors, require_writable
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
 
@@ -94,7 +95,7 @@ def show(findings: list[Finding], broken: list[str]) -> None:
 def main() -> None:
     options = parse_arguments()
     with one_line_errors([], options.results_dir):
-        ignore_overrides()
+        environment = settle_environment()
         require_writable(options.results_dir)
         outcome = run_in_fresh_process(identify)
         if outcome["status"] != "ok":
@@ -116,6 +117,7 @@ def main() -> None:
             "other_load_percent": load,
             "memory_available_gb": psutil.virtual_memory().available / 1e9,
             "thermal_state": thermal,
+            "environment": environment,
             "peak_tflops_measured": peak_tflops(findings),
             "findings": [finding._asdict() for finding in findings],
             "not_checked": broken,

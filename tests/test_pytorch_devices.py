@@ -13,8 +13,8 @@ import pytest
 import torch
 from result_files import training_row
 
+import harness.environment
 import harness.frameworks.trainer
-import harness.startup
 import pytorch_test_computer_vision_cifar100 as cifar100
 import pytorch_test_computer_vision_food101 as food101
 import utils
@@ -108,8 +108,8 @@ def test_variables_that_change_what_is_measured_are_not_heeded(monkeypatch, caps
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     monkeypatch.delenv("KERAS_MAX_EPOCHS", raising=False)
-    harness.startup.ignore_overrides()
-    assert not set(harness.startup.OVERRIDES) & set(os.environ)
+    harness.environment.settle_environment()
+    assert not set(harness.environment.OVERRIDES) & set(os.environ)
     said = capsys.readouterr().out
     assert "NVIDIA_TF32_OVERRIDE is set" in said and "PYTORCH_ENABLE_MPS_FALLBACK is set" in said
     assert "KERAS_MAX_EPOCHS" not in said
