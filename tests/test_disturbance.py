@@ -21,7 +21,7 @@ from harness.disturbance import Times, Watch, other_load_percent
 from harness.process import run_in_fresh_process, tell
 from harness.terminal import verdicts
 
-CORES = len(harness.disturbance.allowed_cores())
+CORES = len(harness.cores.allowed_cpus())
 
 
 def spin(seconds: float) -> None:

@@ -166,7 +166,7 @@ def facts(device: torch.device) -> dict:
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
         "machine": harness.machine.machine_tag(machine, device.type, name, size),
-        "threads": torch.get_num_threads(),
+        "threads": harness.cores.openmp_threads(torch.get_num_threads()),
         "framework": f"torch {torch.__version__}",
     }
 
