@@ -166,16 +166,16 @@ def test_linear_backward_of_mps_is_counted(wanted, products):
 # The same step in the run and in the probe
 
 
-def tiny_row(monkeypatch, to=None, precision="fp32", epochs=1):
+def tiny_row(monkeypatch, to=None, **changed):
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
-    options = argparse.Namespace(**{**vars(OPTIONS), "precision": precision, "epochs": epochs})
+    options = argparse.Namespace(**{**vars(OPTIONS), **changed})
     device = pytorch.start(options)
     labels = torch.arange(264) % 2
     images = (labels * 200).byte().view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
     data = torch.utils.data.TensorDataset(images, labels)
     loader = torch.utils.data.DataLoader(data, 32, shuffle=True, drop_last=True)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    fused = pytorch.has_fused_adam(device, precision)
+    fused = pytorch.has_fused_adam(device, options.precision)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
     return pytorch.measure_training(
         model, loader, torch.nn.CrossEntropyLoss(), adam, device, 32, options
@@ -256,6 +256,17 @@ def test_no_second_shape_is_compiled(monkeypatch):
     monkeypatch.setattr(pytorch, "train", watched)
     row = tiny_row(monkeypatch, epochs=2)  # of 264 samples
     assert shapes == {(32, 3, 8, 8)} and not row["extrapolated"]
+
+
+def test_compile_that_compiles_nothing_is_an_error(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    counters.clear()
+    with pytest.raises(RuntimeError, match="--compile: torch.compile has compiled nothing"):
+        tiny_row(monkeypatch, compile=True, epochs=10**6)  # after the first step, not the last
+    with pytest.raises(utils.UsageError, match="--compile: .*compiled nothing"):
+        pytorch.require_compiler(CPU)
 
 
 # Adam

@@ -123,6 +123,12 @@ def forget_trials(device: Device) -> None:
     """Nothing: JAX cannot count the peak of memory anew."""
 
 
+def require_compiled(model) -> None:
+    """Raises RuntimeError where steps that were to be compiled ran operation by operation."""
+    if model.jit_compile and jax.config.jax_disable_jit:
+        raise RuntimeError("--compile: JAX runs every operation by itself (JAX_DISABLE_JIT)")
+
+
 def peak_memory_gb(device: Device) -> float | None:
     """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
 
