@@ -129,3 +129,14 @@ def test_an_ordinary_environment_is_no_news(environment, capsys):
 def test_no_variable_is_named_twice():
     names = [*OVERRIDES, *CLUSTER]
     assert len(names) == len(set(names))
+
+
+def test_torchrun_is_refused_in_a_line_that_says_how_to_start_it(tmp_path):
+    (tmp_path / "fake_test.py").write_text(SCRIPT)
+    done = run(
+        tmp_path / "fake_test.py", f"--results_dir={tmp_path}",
+        TORCHELASTIC_RUN_ID="none", RANK="0", WORLD_SIZE="2",
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == ""
+    assert "torchrun" in line and "python fake_test.py" in line and "--num_devices" in line
