@@ -58,7 +58,7 @@ RANGES = {
 # Columns that rows of earlier versions lack.
 LATER_COLUMNS = {
     *("num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"),
-    *("thermal_protocol", "soak_seconds"),
+    *("thermal_protocol", "soak_seconds", "environment"),
 }
 # And those of language models.
 LATER_LLM_COLUMNS = {

@@ -50,6 +50,7 @@ from harness.arguments import (
 )
 from harness.awake import stay_awake
 from harness.bandwidth import measured_bandwidth
+from harness.environment import settle_environment
 from harness.frameworks import llama, llama_bench, llama_text
 from harness.generation import (
     COLUMNS,
@@ -268,6 +269,7 @@ def main() -> None:
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         stay_awake()
         require_script(measure_all)
+        options.environment = settle_environment()
         require_writable(options.results_dir)
         options.questions = questions_to_ask(options.questions_file, options.num_questions)
         options.num_questions = len(options.questions)

@@ -46,6 +46,7 @@ from harness.arguments import (
 )
 from harness.awake import stay_awake
 from harness.endings import is_out_of_memory
+from harness.environment import settle_environment
 from harness.generation import (
     COLUMNS,
     SPEEDS,
@@ -244,6 +245,7 @@ def main() -> None:
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         stay_awake()
         require_script(measure_all)
+        options.environment = settle_environment()
         require_writable(options.results_dir)
         value_of(run_in_fresh_process(require_gpu, options.device))
         options.model_name, options.model_path = find_model(options)

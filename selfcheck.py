@@ -35,8 +35,9 @@ import harness.machine
 from harness import PROJECT_VERSION
 from harness.arguments import CommandLine, machine_name, path_name
 from harness.disturbance import Watch
+from harness.environment import settle_environment
 from harness.process import UserError, run_in_fresh_process
-from harness.startup import ignore_overrides, one_line_errors, require_writable
+from harness.startup import one_line_errors, require_writable
 from harness.terminal import Progress
 from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
 
@@ -100,7 +101,7 @@ def show(findings: list[Finding], broken: list[str]) -> None:
 def main() -> None:
     options = parse_arguments()
     with one_line_errors([], options.results_dir):
-        ignore_overrides()
+        environment = settle_environment()
         require_writable(options.results_dir)
         outcome = run_in_fresh_process(identify, progress=Progress("the machine"))
         if outcome["status"] != "ok":
@@ -121,6 +122,7 @@ def main() -> None:
             "quick": options.quick,
             "other_load_percent": load,
             "memory_available_gb": psutil.virtual_memory().available / 1e9,
+            "environment": environment,
             "peak_tflops_measured": peak_tflops(findings),
             "findings": [finding._asdict() for finding in findings],
             "not_checked": broken,

@@ -135,7 +135,7 @@ def measure(threads: str, estimator: str, rows: int, options) -> dict:
     row, model, predicted = fits.measure_fits(fit, predict, table, options.max_seconds)
     if hasattr(model, "predict_proba"):
         row["auc"] = roc_auc_score(table.held_out_labels, predicted[:, 1])
-    return row | {"iterations": iterations(model), "threads_used": count}
+    return row | {"iterations": iterations(model), "threads_used": fits.threads_used(count)}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from harness.arguments import (
     whole_numbers,
 )
 from harness.awake import stay_awake
+from harness.environment import settle_environment
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.frameworks.ranks import on_ranks, require_address
 from harness.launch import require_script
@@ -30,7 +31,6 @@ from harness.machine import other_load
 from harness.process import UsageError, UserError
 from harness.results import COLUMNS, MACHINE_COLUMNS, read_rows
 from harness.startup import (
-    ignore_overrides,
     one_line_errors,
     only_benchmark,
     raise_open_files_limit,
@@ -134,8 +134,8 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
     rows, files = [], []
     with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
         stay_awake()
-        ignore_overrides()
         require_script(measure)
+        environment = settle_environment()
         if hasattr(options, "num_machines"):
             require_address(options)
             measure = on_ranks(measure, options)
@@ -147,6 +147,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         _, saved = read_rows(path)
         facts["other_load_percent"], busiest = other_load()
         facts["other_benchmark_running"] = not alone
+        facts["environment"] = environment
         announce(experiment, options, facts, busiest)
         if getattr(options, "find_max_batch_size", False):
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]

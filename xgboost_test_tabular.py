@@ -154,7 +154,10 @@ def measure(threads: str, rows: int, options) -> dict:
     )
     tested = len(table.held_out_labels) / 1e6
     row |= fits.rate_columns("predict_million_rows_per_second", tested, row, "predict_seconds")
-    return row | {"auc": roc_auc_score(table.held_out_labels, late), "threads_used": count}
+    return row | {
+        "auc": roc_auc_score(table.held_out_labels, late),
+        "threads_used": fits.threads_used(count),
+    }
 
 
 if __name__ == "__main__":

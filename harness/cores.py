@@ -4,6 +4,8 @@ A container, a batch system or `taskset` may leave less than there is, and what 
 measurement is of. Imports no ML framework.
 """
 
+import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,10 @@ import psutil
 from harness.system import sysctl, text_of
 
 ROOT = Path("/")
+# Asked before a framework is loaded: OpenMP may bind the process that loads it to one core.
+ALLOWED = (
+    os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+)
 # They set how many threads PyTorch and TensorFlow compute with; modules and conda export them.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
@@ -58,14 +64,25 @@ def thread_note(facts: dict) -> str | None:
     return f"{threads} of {cores} cores compute, because of {', '.join(inherited)}: unset it"
 
 
+def openmp_threads(count: int, files: Iterable[str | None] = (None,)) -> int:
+    """`count`, or fewer where an OpenMP that is loaded here starts no more threads.
+
+    Args:
+        files: its libraries; None is the one that the whole process shares, if any.
+    """
+    limits = []
+    for library in map(ctypes.CDLL, files):
+        with contextlib.suppress(AttributeError):  # no OpenMP
+            limits.append(library.omp_get_thread_limit())
+    return min([count, *limits])
+
+
 # Processor
 
 
 def allowed_cpus() -> set[int]:
-    """Numbers of the logical cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+    """Numbers of the logical cores that this process might run on when it began."""
+    return set(ALLOWED)
 
 
 def count_cores(cpus: Iterable[int], root: Path = ROOT) -> int:

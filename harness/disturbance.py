@@ -4,7 +4,6 @@ Processor time is counted where the steady part of a run begins and where it end
 windows: an average needs no more, and nothing is spent between. Imports no ML framework.
 """
 
-import os
 import resource
 import time
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import psutil
 
 import harness.card
 import harness.machine
+from harness.cores import allowed_cpus
 from harness.results import number_of
 from harness.soak import UNSTEADY
 
@@ -70,16 +70,9 @@ def seconds_of(process: psutil.Process) -> float:
     return times.user + times.system + ended
 
 
-def allowed_cores() -> set[int]:
-    """Numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count()))
-
-
 def busy_seconds() -> float:
     """Seconds that the allowed cores were at work, for anybody, or taken by a hypervisor."""
-    allowed = allowed_cores()
+    allowed = allowed_cpus()
     total = 0.0
     for number, times in enumerate(psutil.cpu_times(percpu=True)):
         if number in allowed:
@@ -93,7 +86,7 @@ def other_load_percent(spent: Times) -> float | None:
     """Share of the allowed cores that others had; None over too short a time."""
     if spent.wall < SHORTEST:
         return None
-    return max(0.0, 100 * (spent.busy - spent.own) / spent.wall / len(allowed_cores()))
+    return max(0.0, 100 * (spent.busy - spent.own) / spent.wall / len(allowed_cpus()))
 
 
 class Watch:

@@ -78,6 +78,14 @@ def use_threads(threads: str) -> int:
     return count
 
 
+def threads_used(count: int) -> int:
+    """`count`, or fewer where an OpenMP that the library has loaded starts no more threads."""
+    from threadpoolctl import threadpool_info
+
+    pools = [pool["filepath"] for pool in threadpool_info() if pool["user_api"] == "openmp"]
+    return harness.cores.openmp_threads(count, pools)
+
+
 def facts(framework: str, card: tuple[str, int] | None = None) -> dict:
     """The machine columns of a row.
 

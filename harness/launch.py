@@ -1,6 +1,7 @@
 """How a script was started, and with which packages: what it needs is said in its first lines."""
 
 import builtins
+import os
 import re
 import sys
 import tomllib
@@ -14,11 +15,17 @@ from harness.process import UsageError, UserError
 def require_script(function: Callable) -> None:
     """Raises UsageError where a fresh process could not find the function of the script again.
 
-    That is so in a notebook (`%run`), of a script on standard input, and with `python -c`.
+    That is so in a notebook (`%run`), of a script on standard input, and with `python -c`. Nor may
+    torchrun start it, which would start the whole sweep once for every device.
 
     Raises:
         UserError: a package is older than the script supports.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError(
+            f"torchrun would run the whole sweep on every device; start it as python "
+            f"{Path(sys.argv[0]).name}; for several, --help lists --num_devices, --num_machines"
+        )
     if function.__module__ != "__main__":
         return
     file = getattr(sys.modules["__main__"], "__file__", None)

@@ -40,6 +40,7 @@ MACHINE_COLUMNS = [
     "other_load_percent",
     "other_benchmark_running",
     "disturbance",
+    "environment",
     "os",
     "python",
     "framework",

@@ -18,25 +18,6 @@ from harness.streams import refused
 
 PROBE_BYTES = 1 << 20  # of a first row there is less, but a disk with less room is full
 
-# Variables of the environment that change what is measured, behind the command line's back.
-OVERRIDES = (
-    "NVIDIA_TF32_OVERRIDE",  # beats every program's choice of float32 or TF32
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "ONEDNN_DEFAULT_FPMATH_MODE",  # float32 products computed in bf16 on processors
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "TF_SET_ONEDNN_FPMATH_MODE",
-    "PYTORCH_ENABLE_MPS_FALLBACK",  # what MPS lacks would run on the processor, unseen
-    "KERAS_MAX_EPOCHS",
-    "KERAS_MAX_STEPS_PER_EPOCH",
-)
-
-
-def ignore_overrides() -> None:
-    """Take `OVERRIDES` out of the environment, and say so; before a framework has read them."""
-    for name in OVERRIDES:
-        if os.environ.pop(name, None) is not None:
-            print(f"Note: {name} is set, and not heeded: it would change what is measured")
-
 
 @contextlib.contextmanager
 def only_benchmark(kind: str = "benchmark"):

@@ -29,7 +29,7 @@ OURS = "ours"
 TEXTS = {
     *("status", "error", "data", "precision", "device", "machine", "chip", "power", "os"),
     *("python", "framework", "project_version", "started_at", "thermal_state", "disturbance"),
-    "thermal_protocol",
+    *("thermal_protocol", "environment"),
 }
 # What changes a measurement in every experiment that has the column, with what is not named.
 DEFAULTS = {

@@ -47,6 +47,7 @@ def main(backend: str) -> dict:
         "tf32": tf32() if backend == "jax" else None,
         "row": measured(backend, device),
         "other_device": other_device(backend, device),
+        "not_compiled": not_compiled(backend),
         "tensorflow_is_loaded": "tensorflow" in sys.modules,
     }
     return found
@@ -192,6 +193,20 @@ def other_device(backend: str, device) -> str:
     try:
         keras.measure_training(model, features, labels, elsewhere, BATCH_SIZE, OPTIONS)
     except UserError as error:
+        return str(error)
+    return ""
+
+
+def not_compiled(backend: str) -> str:
+    """What is said where a step was to be compiled, and was not."""
+    model = argparse.Namespace(jit_compile=True, run_eagerly=backend == "tensorflow")
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_disable_jit", True)
+    try:
+        keras.module_of(backend).require_compiled(model)
+    except RuntimeError as error:
         return str(error)
     return ""
 

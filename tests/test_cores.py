@@ -121,6 +121,31 @@ def test_taskset_is_heeded_everywhere():
     assert ask(preexec_fn=lambda: os.sched_setaffinity(0, {one})) == "1 1 1 Chip_1_Cores_8GB"
 
 
+BOUND = """
+import os
+import harness.cores, torch
+from harness.frameworks import pytorch
+facts = pytorch.facts(torch.device("cpu"))
+print(len(os.sched_getaffinity(0)), harness.cores.usable_cores(), facts["cpu_cores"])
+print(torch.get_num_threads(), facts["threads"])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="OpenMP on Linux binds to one of several cores",
+)
+def test_openmp_that_binds_or_limits_does_not_make_another_machine(tmp_path):
+    limits = {"OMP_PROC_BIND": "close", "OMP_NUM_THREADS": "2", "OMP_THREAD_LIMIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", BOUND], env={**os.environ, "PYTHONPATH": str(ROOT), **limits},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    cores, threads = done.stdout.splitlines()
+    assert cores == f"1 {harness.cores.usable_cores()} {harness.cores.physical_cores()}"
+    assert threads == "2 1"  # PyTorch says two, of which OpenMP starts one
+
+
 @pytest.mark.skipif(not os.access(V1, os.W_OK), reason="no control groups to be made here")
 def test_a_real_control_group_is_heeded():
     group = V1 / f"test_cores_{os.getpid()}"

@@ -22,7 +22,7 @@ from harness.disturbance import Times, Watch, disturbed, other_load_percent
 from harness.process import run_in_fresh_process, tell
 from harness.terminal import input_bound, verdicts
 
-CORES = len(harness.disturbance.allowed_cores())
+CORES = len(harness.cores.allowed_cpus())
 
 
 def spin(seconds: float) -> None:

@@ -218,3 +218,26 @@ def test_fp16_that_jax_cannot_do_here_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "--precision=fp16: JAX cannot do it on cpu" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compile_that_compiles_nothing_is_an_error(backend, seen):
+    assert seen(backend)["not_compiled"].startswith("--compile: ")
+
+
+def test_a_backend_that_does_not_start_is_a_line_and_the_others_are_measured(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    options = argparse.Namespace(device="auto", precision="fp32", compile=False, seed=1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there is a card
+    assert set(keras.facts_of_each(["jax", "torch"], options)) == {"torch"}
+    said = capsys.readouterr()
+    (line,) = [line for line in said.out.splitlines() if "jax" in line]
+    assert line.startswith("jax is left out: --device=auto") and "JAX_PLATFORMS=cuda" in line
+    assert "Traceback" not in said.err
+
+
+def test_no_backend_that_starts_is_bad_usage(monkeypatch):
+    refused = {"status": "user_error", "error": "--device=cuda: none here", "exit_code": 2}
+    monkeypatch.setattr(keras, "run_in_fresh_process", lambda *_: refused)
+    with pytest.raises(utils.UsageError, match="--device=cuda: none here"):
+        keras.facts_of_each(["jax", "torch"], None)

@@ -337,3 +337,13 @@ def test_script_as_a_user_runs_it(tmp_path):
     # Training compiled is the default, and so what the name of a configuration leaves out.
     found = load_results(tmp_path).measurements["configuration"]
     assert all("without compile" in words for words in found)
+
+
+def test_compile_that_compiles_nothing_is_an_error():
+    mlx.require_compiler()
+    mx.disable_compile()
+    try:
+        with pytest.raises(RuntimeError, match="--compile: mx.compile compiles nothing"):
+            mlx.require_compiler()
+    finally:
+        mx.enable_compile()

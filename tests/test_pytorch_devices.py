@@ -13,8 +13,8 @@ import pytest
 import torch
 from result_files import training_row
 
+import harness.environment
 import harness.frameworks.trainer
-import harness.startup
 import pytorch_test_computer_vision_cifar100 as cifar100
 import pytorch_test_computer_vision_food101 as food101
 import utils
@@ -108,8 +108,8 @@ def test_variables_that_change_what_is_measured_are_not_heeded(monkeypatch, caps
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     monkeypatch.delenv("KERAS_MAX_EPOCHS", raising=False)
-    harness.startup.ignore_overrides()
-    assert not set(harness.startup.OVERRIDES) & set(os.environ)
+    harness.environment.settle_environment()
+    assert not set(harness.environment.OVERRIDES) & set(os.environ)
     said = capsys.readouterr().out
     assert "NVIDIA_TF32_OVERRIDE is set" in said and "PYTORCH_ENABLE_MPS_FALLBACK is set" in said
     assert "KERAS_MAX_EPOCHS" not in said
@@ -166,16 +166,16 @@ def test_linear_backward_of_mps_is_counted(wanted, products):
 # The same step in the run and in the probe
 
 
-def tiny_row(monkeypatch, to=None, precision="fp32", epochs=1):
+def tiny_row(monkeypatch, to=None, **changed):
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
-    options = argparse.Namespace(**{**vars(OPTIONS), "precision": precision, "epochs": epochs})
+    options = argparse.Namespace(**{**vars(OPTIONS), **changed})
     device = pytorch.start(options)
     labels = torch.arange(264) % 2
     images = (labels * 200).byte().view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
     data = torch.utils.data.TensorDataset(images, labels)
     loader = torch.utils.data.DataLoader(data, 32, shuffle=True, drop_last=True)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    fused = pytorch.has_fused_adam(device, precision)
+    fused = pytorch.has_fused_adam(device, options.precision)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
     return pytorch.measure_training(
         model, loader, torch.nn.CrossEntropyLoss(), adam, device, 32, options
@@ -256,6 +256,17 @@ def test_no_second_shape_is_compiled(monkeypatch):
     monkeypatch.setattr(pytorch, "train", watched)
     row = tiny_row(monkeypatch, epochs=2)  # of 264 samples
     assert shapes == {(32, 3, 8, 8)} and not row["extrapolated"]
+
+
+def test_compile_that_compiles_nothing_is_an_error(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    counters.clear()
+    with pytest.raises(RuntimeError, match="--compile: torch.compile has compiled nothing"):
+        tiny_row(monkeypatch, compile=True, max_seconds=1)
+    with pytest.raises(utils.UsageError, match="--compile: .*compiled nothing"):
+        pytorch.require_compiler(CPU)
 
 
 # Adam

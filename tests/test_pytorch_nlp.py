@@ -458,3 +458,10 @@ def test_twin_trains_the_real_architecture(options, monkeypatch):
     row = script.measure(2, options)
     assert (facts["weights"], row["extrapolated"]) == ("random", True)
     assert row["steps_per_epoch"] == 12_500
+
+
+def test_another_precision_than_the_rows_is_an_error(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = tiny_trainer(options, tmp_path, 16)
+    with pytest.raises(RuntimeError, match="--precision=fp32: Trainer would compute in bf16"):
+        harness.frameworks.trainer.measure_training(trainer, CPU, options)

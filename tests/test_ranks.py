@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import rank_functions as functions
 
 from harness.clock import Clock, Team
 from harness.frameworks import ranks
-from harness.process import UsageError, run_in_fresh_process
+from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.sweep import scaling
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,35 @@ def test_more_devices_than_there_are_is_bad_usage():
         ranks.device_count(functions.options(num_devices=1000))
     with pytest.raises(UsageError, match="--main_address=host:port"):
         ranks.require_address(functions.options(num_machines=2))
+
+
+ALONE = """
+import rank_functions as functions
+from harness.frameworks import ranks
+print(ranks.measure_on_ranks(functions.tiny_row, 4, functions.options())["num_devices"])
+"""
+
+
+def test_one_machine_needs_no_network_card_and_no_name(tmp_path):
+    (tmp_path / "hosts").write_text("127.0.0.1 nobody\n")
+    hosts = ["unshare", "--mount", "sh", "-c", f'mount --bind {tmp_path}/hosts /etc/hosts && "$@"']
+    if not shutil.which("unshare") or subprocess.run([*hosts, "sh", "true"]).returncode:
+        hosts = ["env"]  # only root may change what localhost is
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "GLOO_SOCKET_IFNAME": "no_such_card",
+        "NCCL_SOCKET_IFNAME": "no_such_card",
+    }  # fmt: skip
+    done = subprocess.run(
+        [*hosts, *(["sh"] if hosts != ["env"] else []), sys.executable, "-c", ALONE],
+        env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout.split()[-1:] == ["2"], done.stderr
+
+
+def test_an_address_of_no_card_is_said():
+    assert ranks.interface(ranks.own_address(None)).startswith("lo")
+    with pytest.raises(UserError, match="no network interface here has the address 192.0.2.1"):
+        ranks.interface("192.0.2.1")
 
 
 def test_scaling_is_against_this_machines_row_of_one_device():

@@ -6,6 +6,7 @@ Mac (github.com/dmlc/xgboost/issues/11500).
 
 import argparse
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -357,3 +358,12 @@ def test_a_whole_sweep_and_its_place_among_the_others(tmp_path):
     assert "M: 4 numbers of 1 experiments" in run(
         "compare_results.py", "--list", f"--results_dir={tmp_path}"
     ).stdout  # fmt: skip
+
+
+def test_threads_that_openmp_does_not_start_are_not_used():
+    code = "import sklearn.ensemble; from harness import fits; print(fits.threads_used(2))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_THREAD_LIMIT": "1"},
+    )  # fmt: skip
+    assert done.stdout == "1\n"

@@ -46,6 +46,15 @@ class TimedFit(keras.callbacks.CallbackList):
         self.clock.stop()
 
 
+def require_compiled(model) -> None:
+    """Raises RuntimeError where steps that were to be compiled ran operation by operation.
+
+    On TensorFlow that is all: what XLA cannot compile is an error there.
+    """
+    if model.jit_compile and model.run_eagerly:
+        raise RuntimeError("--compile: Keras runs every operation by itself")
+
+
 def measure_fit(
     model, data: dict, backend, samples: int, device, batch_size: int, options,
     warmup_steps: int = WARMUP_STEPS, devices: int = 1,
@@ -79,7 +88,12 @@ def measure_fit(
         watch=Watch(device.type, device.index or 0),
         soak=soak_for(options),
     )
-    timed = TimedFit(model, clock, lambda: backend.forget_trials(device))
+
+    def after_first_step():
+        backend.forget_trials(device)
+        backend.require_compiled(model)
+
+    timed = TimedFit(model, clock, after_first_step)
     model.fit(**data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
     row = clock.measurement()
     row["train_loss"] = float(timed.loss)

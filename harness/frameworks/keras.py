@@ -56,7 +56,9 @@ def compiles(backend: str, options) -> bool:
 
 
 def prepare(options, fetch) -> dict:
-    """Settle data, and device of each backend, once per sweep; a missing backend is left out.
+    """Settle data, and device of each backend, once per sweep.
+
+    A backend that is missing, or does not start, is left out with a line.
 
     A sweep is of one machine, that of the first backend on a GPU where there is one. Another
     backend may find no GPU there: the `device` of its rows says so.
@@ -68,7 +70,7 @@ def prepare(options, fetch) -> dict:
         The columns that all rows share, and under `keras_backend` those of each backend's rows.
 
     Raises:
-        UserError: none of the backends is installed.
+        UserError: none of the backends is installed, or none starts.
     """
     missing = [name for name in options.backends if importlib.util.find_spec(name) is None]
     for name in missing:
@@ -77,8 +79,8 @@ def prepare(options, fetch) -> dict:
     if not found:
         raise UserError(f"--backends: none of {', '.join(missing)} is installed")
     data = choose_data(options.data, lambda: fetch(options))
-    # Each in a process of its own: frameworks do not always bear one another.
-    facts = {name: value_of(run_in_fresh_process(facts_of, name, options)) for name in found}
+    facts = facts_of_each(found, options)
+    found = list(facts)
     on_gpu = [name for name in found if not facts[name]["device"].startswith("cpu")]
     if on_gpu:
         for name in set(found) - set(on_gpu):
@@ -90,6 +92,24 @@ def prepare(options, fetch) -> dict:
         "data": data,
         "keras_backend": {name: {n: facts[name].get(n) for n in OF_BACKEND} for name in found},
     }
+
+
+def facts_of_each(backends: list[str], options) -> dict[str, dict]:
+    """The machine columns of each backend that starts; another one is left out with a line.
+
+    Raises:
+        UserError: what the last one said, where none starts.
+    """
+    facts = {}
+    for name in backends:
+        try:
+            # Each in a process of its own: frameworks do not always bear one another.
+            facts[name] = value_of(run_in_fresh_process(facts_of, name, options))
+        except UserError as error:
+            if name == backends[-1] and not facts:
+                raise
+            tqdm.write(f"{name} is left out: {error}")
+    return facts
 
 
 def facts_of(backend: str, options) -> dict:

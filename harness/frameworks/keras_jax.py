@@ -1,6 +1,7 @@
 """Keras on JAX: what the protocol in `fit` asks of a backend."""
 
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -48,12 +49,15 @@ def start(options) -> Device:
 
 def choose_device(name: str) -> Device:
     """CUDA, or else the CPU, for `auto`; else the device of that name."""
+    chosen = name
     if name == "auto":
-        name = "cuda" if count_of("cuda") else "cpu"
-    kind, _, number = name.partition(":")
+        chosen = "cuda" if count_of("cuda") else "cpu"
+    kind, _, number = chosen.partition(":")
     device = Device(kind, int(number or 0))
     if device.index >= count_of(kind):
-        raise UsageError(f"--device={name}: JAX {jax.__version__} sees no such device here")
+        allowed = os.environ.get("JAX_PLATFORMS")
+        hint = f"; JAX_PLATFORMS={allowed} allows no other: unset it" if allowed else ""
+        raise UsageError(f"--device={name}: JAX {jax.__version__} sees no such device here{hint}")
     return device
 
 
@@ -61,7 +65,7 @@ def count_of(kind: str) -> int:
     """How many devices of a kind JAX sees."""
     try:
         return len(jax.devices(kind))
-    except RuntimeError:  # it has no such backend
+    except (RuntimeError, AssertionError):  # no such backend; none of all in JAX_PLATFORMS
         return 0
 
 
@@ -121,6 +125,12 @@ def placed_on(model) -> str:
 
 def forget_trials(device: Device) -> None:
     """Nothing: JAX cannot count the peak of memory anew."""
+
+
+def require_compiled(model) -> None:
+    """Raises RuntimeError where steps that were to be compiled ran operation by operation."""
+    if model.jit_compile and jax.config.jax_disable_jit:
+        raise RuntimeError("--compile: JAX runs every operation by itself (JAX_DISABLE_JIT)")
 
 
 def peak_memory_gb(device: Device) -> float | None:

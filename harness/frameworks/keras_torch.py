@@ -42,6 +42,12 @@ def make_train_step(model, features, labels):
     return lambda: model.train_function([batch])
 
 
+def require_compiled(model) -> None:
+    """Raises RuntimeError where steps that were to be compiled were not."""
+    if model.jit_compile:
+        pytorch.require_compiled()
+
+
 def placed_on(model) -> str:
     """The type of the device where the weights are: `cpu`, `mps` or `cuda`."""
     return " and ".join(sorted({variable.value.device.type for variable in model.weights}))

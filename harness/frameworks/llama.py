@@ -40,6 +40,7 @@ SHARED_OPTIONS = (
     "thermal_protocol",
     "other_load_percent",
     "other_benchmark_running",
+    "environment",
 )
 # How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
 SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}

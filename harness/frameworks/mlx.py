@@ -251,6 +251,8 @@ def make_steps(model, loss_function, optimizer, options):
         model.update(optimizer.apply_gradients(gradients, weights))
         return loss
 
+    if options.compile:
+        require_compiler()
     # All batches have one shape, for which the step is compiled once.
     step = mx.compile(update, inputs=state, outputs=state) if options.compile else update
 
@@ -260,6 +262,15 @@ def make_steps(model, loss_function, optimizer, options):
         return loss
 
     return train_step, lambda: mx.eval(state)
+
+
+def require_compiler() -> None:
+    """Raises RuntimeError where MLX would call a compiled function anew for every batch."""
+    calls = []
+    compiled = mx.compile(lambda x: calls.append("traced") or x + x)
+    mx.eval(compiled(mx.ones(1)), compiled(mx.ones(1)))
+    if len(calls) > 1:
+        raise RuntimeError("--compile: mx.compile compiles nothing here (MLX_DISABLE_COMPILE)")
 
 
 def train(train_step, batches, clock: Clock) -> mx.array:

@@ -22,6 +22,7 @@ SHARED_OPTIONS = (
     "temperature",
     "other_load_percent",
     "other_benchmark_running",
+    "environment",
 )
 LLAMA2_PROMPT = "[INST] {} [/INST]"
 PP_TOKENS = 512  # llama-bench's standard prompt

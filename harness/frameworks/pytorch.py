@@ -125,6 +125,7 @@ def require_compiler(device: torch.device) -> None:
     """Raises UsageError unless a small function is really compiled for `device`."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
+        require_compiled()
     except RuntimeError as error:
         problem = str(error.__cause__ or error).strip().partition("\n")[0]
         install = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
@@ -132,6 +133,14 @@ def require_compiler(device: torch.device) -> None:
             f"--compile: PyTorch cannot compile here ({problem}); where the compiler is missing: "
             f"{install}"
         ) from None
+
+
+def require_compiled() -> None:
+    """Raises RuntimeError unless this process has compiled something, as PyTorch itself counts."""
+    from torch._dynamo.utils import counters
+
+    if not (counters["stats"]["unique_graphs"] and counters["frames"]["ok"]):
+        raise RuntimeError("--compile: torch.compile has compiled nothing")
 
 
 def autocast(device: torch.device, precision: str):
@@ -166,7 +175,7 @@ def facts(device: torch.device) -> dict:
         **machine,
         "device": f"{device.type} ({name})" if name else device.type,
         "machine": harness.machine.machine_tag(machine, device.type, name, size),
-        "threads": torch.get_num_threads(),
+        "threads": harness.cores.openmp_threads(torch.get_num_threads()),
         "framework": f"torch {torch.__version__}",
     }
 
@@ -219,7 +228,8 @@ def measure_training(
         team=ranks.team(device),
         soak=soak_for(options),
     )
-    (images, labels), loss = train(train_step, loader, clock, device)
+    prove = require_compiled if options.compile else lambda: None
+    (images, labels), loss = train(train_step, loader, clock, device, prove)
 
     def train_step_on_same_batch():
         train_step(images, labels)
@@ -266,7 +276,7 @@ def make_steps(model, loss_function, optimizer, device, options):
     return forward_loss, train_step
 
 
-def train(train_step, loader, clock: Clock, device: torch.device):
+def train(train_step, loader, clock: Clock, device: torch.device, after_first_step=lambda: None):
     """Train for all epochs of the clock, or until it says that the time is up.
 
     Returns:
@@ -286,6 +296,7 @@ def train(train_step, loader, clock: Clock, device: torch.device):
             time_is_up = clock.step(len(batch[1]))
             if clock.steps == 1:
                 forget_trials(device)
+                after_first_step()
             if time_is_up:
                 break
         if time_is_up:

@@ -28,6 +28,7 @@ from harness.streams import open_streams
 
 # A rank that is not heard of for so long ends the training; a first step may compile for minutes.
 STALLED, STALLED_COMPILING = timedelta(seconds=50), timedelta(seconds=900)
+LOOPBACK = "127.0.0.1"
 SIGN_OF_LIFE = 60.0  # seconds between two, while ranks work: they talk to one another
 
 
@@ -108,7 +109,7 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
         nproc_per_node=devices,
         run_id="_".join(map(str, ["speed", *point])),
         rdzv_backend="c10d",
-        rdzv_endpoint=options.main_address or "localhost:0",
+        rdzv_endpoint=options.main_address or f"{LOOPBACK}:0",
         rdzv_configs={
             "timeout": options.join_seconds,
             "join_timeout": options.join_seconds,
@@ -118,11 +119,10 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
         max_restarts=0,
         local_addr=own_address(options.main_address),
     )
-    if options.num_machines > 1:
-        # Both choose by the host's name otherwise, which may be that of no network.
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface(
-            config.local_addr
-        )
+    # Both choose by the host's name otherwise, which may be that of no network.
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface(
+        config.local_addr
+    )
     threading.Thread(target=show_life, daemon=True).start()
     try:
         rows = elastic_launch(config, run_rank)(measure, *arguments)
@@ -137,9 +137,9 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
 
 
 def own_address(main_address: str | None) -> str:
-    """This machine's address as machine 0 sees it."""
+    """This machine's address as machine 0 sees it; of one machine, where no name resolves."""
     if main_address is None:
-        return "localhost"
+        return LOOPBACK
     host, _, port = main_address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
         try:
@@ -150,9 +150,17 @@ def own_address(main_address: str | None) -> str:
 
 
 def interface(address: str) -> str:
-    """The network interface that has an address."""
-    cards = psutil.net_if_addrs().items()
-    return next(name for name, found in cards if address in [one.address for one in found])
+    """The network interface that has an address.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name, found in psutil.net_if_addrs().items():
+        if address in [one.address for one in found]:
+            return name
+    raise UserError(
+        f"--num_devices: no network interface here has the address {address}: is it up?"
+    )
 
 
 def show_life() -> None:

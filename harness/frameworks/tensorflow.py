@@ -78,7 +78,7 @@ with silent_start():
 
 import keras  # noqa: E402 - loads TensorFlow too, but not silently
 
-from harness.frameworks.fit import POLICIES, measure_fit  # noqa: E402 - imports Keras
+from harness.frameworks.fit import POLICIES, measure_fit, require_compiled  # noqa: E402, F401
 from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402, F401 - for `fit`
 
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}

@@ -18,6 +18,7 @@ from harness.frameworks.pytorch import (
     forget_trials,
     has_fused_adam,
     host_copy,
+    require_compiled,
     synchronize,
 )
 from harness.process import tell
@@ -89,9 +90,10 @@ class TokenCountingTrainer(Trainer):
 class ClockCallback(TrainerCallback):
     """Starts, steps and stops a Clock, and ends the training when its time is up."""
 
-    def __init__(self, clock: Clock, trainer: TokenCountingTrainer):
+    def __init__(self, clock: Clock, trainer: TokenCountingTrainer, after_first_step=lambda: None):
         self.clock = clock
         self.trainer = trainer
+        self.after_first_step = after_first_step
 
     def on_train_begin(self, args, state, control, **_):
         self.clock.start()
@@ -102,6 +104,7 @@ class ClockCallback(TrainerCallback):
             control.should_training_stop = True
         if self.clock.steps == 1:
             forget_trials(args.device)
+            self.after_first_step()
 
     def on_prediction_step(self, args, state, control, **_):
         tell("evaluating")
@@ -113,6 +116,14 @@ class ClockCallback(TrainerCallback):
             self.clock.stop()
 
 
+def require_precision(trainer: Trainer, options) -> None:
+    """Raises RuntimeError unless Trainer computes in the precision that the row says."""
+    mixed = trainer.accelerator.mixed_precision
+    used = "fp32" if mixed == "no" else mixed
+    if used != options.precision:
+        raise RuntimeError(f"--precision={options.precision}: Trainer would compute in {used}")
+
+
 def measure_training(trainer: TokenCountingTrainer, device: torch.device, options) -> dict:
     """Train under the shared clock, then probe without the loader; returns the measured columns.
 
@@ -121,6 +132,7 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
     batch_size, samples = trainer.args.per_device_train_batch_size, len(trainer.train_dataset)
     if batch_size * ranks.size() > samples:
         raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
+    require_precision(trainer, options)
     if options.compile:
         # Padded lengths vary: kernels for one length would be compiled again for the next.
         trainer.model.compile(dynamic=True)
@@ -137,7 +149,8 @@ def measure_training(trainer: TokenCountingTrainer, device: torch.device, option
     )
     trainer.args.num_train_epochs = clock.epochs_to_train
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ClockCallback(clock, trainer))
+    prove = require_compiled if options.compile else lambda: None
+    trainer.add_callback(ClockCallback(clock, trainer, prove))
     trainer.train()
     train_loss = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
     batches = probe_batches(trainer)
