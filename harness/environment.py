@@ -49,8 +49,6 @@ OVERRIDES = (
     "ONEDNN_MAX_CPU_ISA",
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
-    "OPENBLAS_CORETYPE",
-    "GGML_*DISABLE*",
     "LLAMA_*DISABLE",
     # Checks and waits after every operation
     "CUDA_LAUNCH_BLOCKING",
@@ -84,8 +82,11 @@ FAMILIES = re.compile(
     "(TF|XLA|JAX|KERAS|TORCH[A-Z]*|PYTORCH|TRITON|ATEN|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|OPENBLAS"
     "|VECLIB|MLX|MTL|METAL|CUDA|CUDNN|CUBLAS|NCCL|GLOO|HIP|HSA|ROCR|MIOPEN|GGML|LLAMA|ORT)_"
 )
-# Where a library lies, not how it computes.
-PLACES = re.compile("[A-Z]+_(HOME|PATH|ROOT|VERSION)")
+# Where a library lies, not how it computes; and Terraform's, which begin as TensorFlow's do.
+NO_MATTER = re.compile(
+    "[A-Z]+_(HOME|PATH|ROOT|VERSION)"
+    "|TF_(CLI|VAR|LOG|INPUT|WORKSPACE|DATA_DIR|PLUGIN|REGISTRY|IN_AUTOMATION).*"
+)
 # Set anew by the harness, whatever they were.
 OURS = {
     *("CUDA_DEVICE_ORDER", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TF_CPP_MIN_LOG_LEVEL"),
@@ -113,7 +114,7 @@ def settle_environment() -> str | None:
 
 def is_recorded(name: str) -> bool:
     """Whether a variable is of a library that computes, and may change how it does."""
-    return bool(FAMILIES.match(name)) and not PLACES.fullmatch(name) and name not in OURS
+    return bool(FAMILIES.match(name)) and not NO_MATTER.fullmatch(name) and name not in OURS
 
 
 def told(name: str) -> str:

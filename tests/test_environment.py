@@ -109,6 +109,7 @@ def test_known_ones_are_taken_out(environment, capsys, name):
 def test_nobodys_secrets_places_or_names_are_recorded(environment, capsys):
     environment(
         HOME="/home/somebody", HF_TOKEN="hf_secret", CUDA_HOME="/usr/local/cuda", PATH="/bin",
+        TF_CLI_CONFIG_FILE=".terraformrc",
         TF_API_KEY="secret", NCCL_DEBUG_FILE="/home/somebody/nccl log", CUDA_VERSION="13.0",
         JAX_COORDINATOR_ADDRESS="10.0.0.1:1234", TF_CPP_MIN_LOG_LEVEL="0", OMP_NUM_THREADS="2",
         CUDA_DEVICE_ORDER="PCI_BUS_ID", MKL_VERBOSE="\udcff",
