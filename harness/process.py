@@ -20,6 +20,7 @@ from harness.private import home_folder
 from harness.streams import open_streams, words_to
 
 LISTEN_SECONDS = 5.0  # between two looks whether the process still lives
+WHERE_SECONDS = 2.0  # between two words of the process on where it is
 LEAVE_SECONDS = 30.0  # for a process to go, once its outcome is here
 ROOT = Path(__file__).parent.parent
 # A killed process leaves semaphores, which the tracker removes; that it does so is no news.
@@ -161,7 +162,7 @@ def _send(message: tuple | str) -> None:
 def _say_where() -> None:
     main_thread = threading.main_thread().ident
     while True:
-        time.sleep(LISTEN_SECONDS)
+        time.sleep(WHERE_SECONDS)
         _send(whereabouts(sys._current_frames()[main_thread]))
 
 

@@ -8,7 +8,7 @@ import random
 from tqdm import tqdm
 
 from harness.data import choose_data
-from harness.process import UserError, run_in_fresh_process, value_of
+from harness.process import UserError, run_in_fresh_process, tell, value_of
 
 MODULES = {"tensorflow": "tensorflow", "torch": "keras_torch", "jax": "keras_jax"}
 OF_BACKEND = ("device", "threads", "compile", "framework")  # in which the rows of two differ
@@ -102,6 +102,7 @@ def facts_of_each(backends: list[str], options) -> dict[str, dict]:
     """
     facts = {}
     for name in backends:
+        tell(f"preparing {name}")
         try:
             # Each in a process of its own: frameworks do not always bear one another.
             facts[name] = value_of(run_in_fresh_process(facts_of, name, options))
