@@ -129,9 +129,11 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
     except ChildFailedError as error:
         raise RuntimeError(reason(*error.get_first_failure())) from None
     except (RendezvousError, TimeoutError) as error:
+        who = f"--num_machines={options.num_machines}: not all machines"
+        if options.num_machines == 1:
+            who = f"--num_devices={options.num_devices}: this machine's own ranks have not"
         raise UserError(
-            f"--num_machines={options.num_machines}: not all machines joined at "
-            f"{options.main_address} within {options.join_seconds:.0f} s ({error})"
+            f"{who} joined at {config.rdzv_endpoint} within {options.join_seconds:.0f} s ({error})"
         ) from None
     return rows.get(0) or {}
 
