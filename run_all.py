@@ -149,7 +149,7 @@ def show_plan(turns: list[Turn], budget: Budget) -> None:
 
 def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
     """Start scripts until the time is used; what was done is remembered after each."""
-    shared = {"data": options.data, "results_dir": options.results_dir}
+    shared = {name: getattr(options, name) for name in ("data", "device", "results_dir")}
     if options.machine_name:
         shared["machine_name"] = options.machine_name
     with tqdm(total=round(budget.total), unit=" s", disable=None) as bar:
@@ -162,10 +162,9 @@ def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
             turn = chosen[0]
             bar.set_description(turn.experiment.title)
             bar.update(round(budget.used) - bar.n)
-            device = {} if turn.experiment.generations else {"device": options.device}
             started = datetime.now(UTC).replace(microsecond=0)
             began = time.monotonic()
-            code = run(turn, steady, shared | device, options.results_dir / "run_all.log")
+            code = run(turn, steady, shared, options.results_dir / "run_all.log")
             if code in INTERRUPTED:
                 raise KeyboardInterrupt
             budget.learn(turn, time.monotonic() - began - steady)

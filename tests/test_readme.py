@@ -95,6 +95,12 @@ def test_readme_names_every_flag(script):
     assert flags_of(script) <= flags(README)
 
 
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_every_experiment_takes_what_run_all_gives(script):
+    given = {"--data", "--device", "--max_seconds", "--results_dir", "--machine_name"}
+    assert given <= flags_of(script)
+
+
 def test_readme_names_no_flag_that_does_not_exist():
     known = set().union(*(flags_of(script) for script in SCRIPTS))
     others = [line for line in COMMANDS if not script_and_arguments(line)]

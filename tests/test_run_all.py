@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import result_files as files
 import run_all
 from harness.experiment import Experiment, batch_sizes
 from harness.results import COLUMNS, append_row, read_rows
-from harness.turns import Budget, Turn
+from harness.turns import Budget, Turn, recall
 from reporting.speeds import neighbours
 from reporting.tables import load_results
 
@@ -112,6 +113,34 @@ def test_what_was_cut_short_goes_on_and_repeats_nothing(copy):
 def turn(name="a_test.py", **flags):
     experiment = Experiment("A", "a", "", "fake", "cv", "m", varied=batch_sizes("1"), epochs=1)
     return Turn(Path(name), experiment, flags)
+
+
+def run_with(monkeypatch, options, turns, script=lambda turn: None):
+    """Run the turns in this process, a function in place of each script; returns its flags."""
+    calls = []
+
+    def stand_in(turn, steady, shared, log):
+        calls.append(turn.flags | shared)
+        script(turn)
+        return 0
+
+    monkeypatch.setattr(run_all, "run", stand_in)
+    state = recall(run_all.state_path(options), {})
+    run_all.run_turns(turns, Budget(1000.0), state, options)
+    return calls
+
+
+def options_of(tmp_path, **flags):
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run_all.py", f"--results_dir={tmp_path}", *words])
+        return run_all.parse_arguments()
+
+
+def test_language_models_compute_where_asked_too(tmp_path, monkeypatch):
+    model = replace(turn(), experiment=replace(turn().experiment, generations=True))
+    options = options_of(tmp_path, device="cpu")
+    assert [call["device"] for call in run_with(monkeypatch, options, [model])] == ["cpu"]
 
 
 def test_time_is_divided_among_what_fits():
