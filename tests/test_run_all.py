@@ -16,8 +16,9 @@ import result_files as files
 
 import run_all
 from harness.experiment import Experiment, batch_sizes
+from harness.process import UserError
 from harness.results import COLUMNS, append_row, read_rows
-from harness.turns import Budget, Turn, recall
+from harness.turns import Budget, Turn, memory_taken, recall, too_large
 from reporting.speeds import neighbours
 from reporting.tables import load_results
 
@@ -111,7 +112,9 @@ def test_what_was_cut_short_goes_on_and_repeats_nothing(copy):
 
 
 def turn(name="a_test.py", **flags):
-    experiment = Experiment("A", "a", "", "fake", "cv", "m", varied=batch_sizes("1"), epochs=1)
+    experiment = Experiment(
+        "A", "a", "", "fake", "cv", "m", "x", varied=batch_sizes("1"), epochs=1
+    )  # fmt: skip
     return Turn(Path(name), experiment, flags)
 
 
@@ -188,15 +191,83 @@ def test_what_is_not_installed_is_left_out_with_the_line_that_installs_it(tmp_pa
         ([(64, None, "out_of_memory")], False),
     ],
 )
-def test_sizes_that_memory_cannot_hold_are_left_out(tmp_path, rows, left_out):
-    experiment = turn().experiment
+def test_sizes_that_memory_cannot_hold_are_left_out(rows, left_out):
+    taken = []
     for size, peak, status in rows:
         row = files.training_row("M", size, 1.0, 10, device="cpu", peak_memory_gb=peak)
-        path = tmp_path / experiment.results_folder / "M_x_m_0_fake_results.csv"
-        append_row(path, row | {"status": status}, COLUMNS)
-    options = Namespace(results_dir=tmp_path)
-    assert run_all.too_large(turn(batch_sizes="32", precision="fp32"), options) is left_out
-    assert not run_all.too_large(turn(batch_sizes="32", precision="bf16"), options)
+        ran = turn(batch_sizes=str(size), precision="fp32")
+        taken += memory_taken(ran, [row | {"status": status, "error": ""}])
+    assert bool(too_large(turn(batch_sizes="32", precision="fp32"), taken)) is left_out
+    assert not too_large(turn(batch_sizes="32", precision="bf16"), taken)
+
+
+def write_row(folder, machine, size, dataset="x", **changed):
+    path = folder / "results_fake_cv" / f"{machine}_{dataset}_m_0_fake_results.csv"
+    append_row(path, files.training_row(machine, size, 1.0, 10, **changed), COLUMNS)
+
+
+TOO_LARGE = {"status": "out_of_memory", "error": "out of memory", "avg_time_per_epoch": None}
+
+
+def test_rows_that_are_not_of_this_run_leave_nothing_out(tmp_path, monkeypatch):
+    write_row(tmp_path, "M", 1, **TOO_LARGE, project_version="0.1.0")
+    write_row(tmp_path, "Other", 1, **TOO_LARGE)
+    write_row(tmp_path, "Other", 1, dataset="y", **TOO_LARGE)
+    older = tmp_path / "results_fake_cv/Apple_M1_x_m_0_fake_results.csv"
+    older.write_text("batch_size,avg_time_per_epoch\n1,FAILED\n")
+    turns = [turn(batch_sizes=str(size), precision="fp32") for size in (1, 2)]
+    calls = run_with(monkeypatch, options_of(tmp_path), turns)
+    assert [call["batch_sizes"] for call in calls] == ["1", "2"]
+
+
+def test_what_memory_cannot_hold_is_said_once_and_of_its_kind_only(tmp_path, monkeypatch, capsys):
+    def script(turn):
+        small = turn.size < 2 or turn.flags["precision"] == "bf16"
+        write_row(tmp_path, "M", turn.size, **({} if small else TOO_LARGE))
+
+    turns = [
+        turn(batch_sizes=str(size), precision=precision)
+        for size in (1, 2, 4)
+        for precision in ("fp32", "bf16")
+    ]
+    calls = run_with(monkeypatch, options_of(tmp_path), turns, script)
+    sizes = {name: [c["batch_sizes"] for c in calls if c["precision"] == name]
+             for name in ("fp32", "bf16")}  # fmt: skip
+    assert sizes == {"fp32": ["1", "2"], "bf16": ["1", "2", "4"]}
+    said = capsys.readouterr().out
+    assert said.count("left out: A: batch size 4, fp32: 2 did not fit into memory") == 1
+
+
+def test_what_did_not_fit_is_known_when_the_run_goes_on(tmp_path, monkeypatch):
+    options = options_of(tmp_path)
+    turns = [turn(batch_sizes=str(size)) for size in (2, 4)]
+    run_with(monkeypatch, options, turns[:1], lambda _: write_row(tmp_path, "M", 2, **TOO_LARGE))
+    assert run_all.still_to_do(turns, recall(run_all.state_path(options), {})) == []
+
+
+@pytest.mark.parametrize("machine", ["M", "New"])
+def test_a_number_is_found_whatever_the_clock_says(tmp_path, monkeypatch, capsys, machine):
+    write_row(tmp_path, "M", 1, started_at="2026-11-24T12:00:00+00:00")
+
+    def script(turn):  # the clock was set back while it ran
+        write_row(tmp_path, machine, 1, avg_time_per_epoch=7.5, started_at="2020-01-01T00:00+00:00")
+
+    options = options_of(tmp_path)
+    run_with(monkeypatch, options, [turn(batch_sizes="1")], script)
+    assert "A: batch size 1: 7.5 s per epoch" in capsys.readouterr().out
+    assert recall(run_all.state_path(options), {})["machines"] == [machine]
+
+
+def test_the_newest_row_that_names_a_machine_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "find_experiments", lambda: [turn().experiment])
+    older = tmp_path / "results_fake_cv/Apple_M1_x_m_0_fake_results.csv"
+    older.parent.mkdir()
+    older.write_text("batch_size,avg_time_per_epoch\n1,FAILED\n")
+    with pytest.raises(UserError, match="no results there"):
+        run_all.newest_machine(options_of(tmp_path))
+    write_row(tmp_path, "B", 1, started_at="2026-11-24T12:00:00+00:00")
+    write_row(tmp_path, "A", 1, started_at="2026-11-23T12:00:00+00:00")
+    assert run_all.newest_machine(options_of(tmp_path)) == "B"
 
 
 def test_the_nearest_machines_are_named_with_their_ratio(tmp_path):
