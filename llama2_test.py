@@ -77,6 +77,7 @@ from harness.sweep import failed, save
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
 EXPERIMENT = utils.Experiment(
     title="Llama 2 7B, text generation",
+    place=150,
     chart="llamacpp_2_7b_chat_q4_0_gguf_tokens_per_second",
     description=__doc__,
     backend="llamacpp",

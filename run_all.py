@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from harness.arguments import CommandLine, device_name, machine_name, names_of, path_name, seconds
 from harness.experiment import Experiment
-from harness.process import UsageError, UserError
+from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
 from harness.turns import Budget, Turn, memory_taken, recall, remember, run, too_large
@@ -83,6 +83,11 @@ def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
             left_out.append(f"{script} needs {', '.join(missing)}: {install}")
         else:
             chosen.append(experiment)
+    others = [experiment for experiment in chosen if experiment.backend != "mlx"]
+    asked = "mlx" in (options.only or "")
+    if others != chosen and not asked and mlx_computes_on(options.device) == "cpu":
+        chosen = others
+        left_out.append("MLX computes on the processor here, for hours; --only=mlx measures it")
     if not chosen:
         raise UsageError("; ".join(["--only, --skip: no experiment is left", *left_out]))
     return chosen, left_out
@@ -108,6 +113,17 @@ def missing_packages(script: Path) -> list[str]:
         except PackageNotFoundError:
             missing.append(requirement.name)
     return missing
+
+
+def mlx_computes_on(device: str) -> str | None:
+    """The type of device that MLX takes for `--device`; None where it takes none."""
+    return run_in_fresh_process(mlx_device_type, device).get("value")
+
+
+def mlx_device_type(device: str) -> str:
+    from harness.frameworks import mlx
+
+    return mlx.choose_device(device).type
 
 
 def all_turns(experiments: list[Experiment], options) -> list[Turn]:

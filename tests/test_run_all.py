@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -163,13 +163,43 @@ def test_one_costly_script_says_nothing_of_the_others():
     assert len(Budget(300.0, costs=costly | cheap).divide(turns)[0]) == 12
 
 
-def test_rounds_begin_with_one_number_of_each_framework():
-    options = Namespace(minutes=1.0, precisions=["fp32"])
-    experiments, _ = run_all.choose_experiments(Namespace(only=None, skip=None))
+def test_rounds_begin_with_one_number_of_each_framework(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "mlx_computes_on", lambda device: "mps")
+    options = options_of(tmp_path, minutes=1)
+    experiments, _ = run_all.choose_experiments(options)
     turns = run_all.all_turns(experiments, options)
+    assert turns[0].script.name == "pytorch_test_computer_vision_cifar100.py"
     backends = [turn.experiment.backend for turn in turns]
     first = backends[: len(set(backends))]
     assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "measured"),
+    [
+        ({}, "cpu", False),
+        ({}, "mps", True),
+        ({}, None, True),  # its scripts say what is wrong
+        ({"device": "cpu"}, "cpu", False),
+        ({"only": "cifar100"}, "cpu", False),
+        ({"only": "torch, mlx"}, "cpu", True),
+    ],
+)
+def test_mlx_on_a_processor_is_left_out_unless_named(
+    tmp_path, monkeypatch, flags, device, measured
+):
+    asked = []
+    monkeypatch.setattr(run_all, "missing_packages", lambda script: [])
+    monkeypatch.setattr(run_all, "mlx_computes_on", lambda name: asked.append(name) or device)
+    experiments, left_out = run_all.choose_experiments(options_of(tmp_path, **flags))
+    assert ("mlx" in {experiment.backend for experiment in experiments}) is measured
+    assert [line.partition(" ")[0] for line in left_out] == ([] if measured else ["MLX"])
+    assert asked in ([], [flags.get("device", "auto")])
+
+
+@pytest.mark.skipif(find_spec("mlx") is None, reason="MLX is not installed")
+def test_mlx_says_what_it_computes_on():
+    assert run_all.mlx_computes_on("cpu") == "cpu"
 
 
 def test_what_is_not_installed_is_left_out_with_the_line_that_installs_it(tmp_path):
