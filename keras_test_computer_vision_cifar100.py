@@ -26,6 +26,7 @@ from harness.cifar100 import NUM_CLASSES, SAMPLES, fetch, load_data
 BACKENDS = ("tensorflow", "torch", "jax")
 EXPERIMENT = utils.Experiment(
     title="Keras 3, ResNet50, CIFAR100",
+    place=70,
     chart="keras_cv_resnet50_cifar100",
     description=__doc__,
     backend="keras",

@@ -27,6 +27,7 @@ from harness.imdb import SAMPLES, check, fetch, load_data
 BACKENDS = ("tensorflow", "torch", "jax")
 EXPERIMENT = utils.Experiment(
     title="Keras 3, small transformer, IMDB",
+    place=80,
     chart="keras_nlp_imdb",
     description=__doc__,
     backend="keras",

@@ -40,6 +40,7 @@ from harness import PROJECT_VERSION, gguf_file, markdown
 from harness.arguments import (
     CommandLine,
     counts,
+    device_name,
     machine_name,
     path_name,
     seconds,
@@ -78,6 +79,7 @@ from harness.sweep import failed, save
 DEFAULT_MODEL = "llama-2-7b-chat.Q4_0.gguf"
 EXPERIMENT = utils.Experiment(
     title="Llama 2 7B, text generation",
+    place=150,
     chart="llamacpp_2_7b_chat_q4_0_gguf_tokens_per_second",
     description=__doc__,
     backend="llamacpp",
@@ -130,6 +132,8 @@ def parse_arguments() -> argparse.Namespace:
     harness.soak.add_flag(add)
     add("--stream_output", action="store_true", help="print answers while they are generated")
     add("--n_ctx", type=whole_number, default=1024, help="context; default: %(default)s")
+    add("--device", type=device_name, default="auto",
+        help="auto or cuda: all GPUs; cpu, mps, or cuda:N for one of several cards")  # fmt: skip
     add("--n_gpu_layers", type=int, default=-1, help="layers on the GPU; default: -1, all")
     add("--split_mode", choices=list(llama.SPLIT_MODES), default="layer",
         help="how several GPUs share a model; default: %(default)s")  # fmt: skip
@@ -149,7 +153,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--format", choices=["text", "markdown"], default="text",
         help="of the table in the end; markdown: llama-bench's")  # fmt: skip
     add("--verbose", action="store_true", help="show llama.cpp's own log")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if ":" in options.device:
+        if options.split_mode not in ("layer", "none") or options.tensor_split:
+            parser.error(f"--device={options.device}: one card shares with none; leave out "
+                         "--split_mode and --tensor_split")  # fmt: skip
+        options.split_mode = "none"
+    return options
 
 
 def all_or_number(text: str) -> int | None:

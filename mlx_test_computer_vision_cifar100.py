@@ -21,6 +21,7 @@ from harness import cifar100
 
 EXPERIMENT = utils.Experiment(
     title="MLX, ResNet50, CIFAR100",
+    place=90,
     chart="mlx_cv_resnet50_cifar100",
     description=__doc__,
     backend="mlx",

@@ -26,6 +26,7 @@ from harness.clock import WARMUP_STEPS
 
 EXPERIMENT = utils.Experiment(
     title="MLX, ResNet50, Food101",
+    place=100,
     chart="mlx_cv_resnet50_food101",
     description=__doc__,
     backend="mlx",

@@ -79,6 +79,7 @@ TWINS = {  # named as the Hub's
 }
 EXPERIMENT = utils.Experiment(
     title="Llama 2 7B, text generation with MLX",
+    place=160,
     chart="mlx_lm_llama_2_7b_chat_4bit_tokens_per_second",
     description=__doc__,
     backend="mlx",

@@ -22,6 +22,7 @@ from harness import imdb
 
 EXPERIMENT = utils.Experiment(
     title="MLX, small transformer, IMDB",
+    place=110,
     chart="mlx_nlp_imdb",
     description=__doc__,
     backend="mlx",

@@ -28,6 +28,7 @@ from harness.models.networks import NETWORKS
 PROVIDERS = ("auto", "cpu", "cuda", "coreml_cpu", "coreml_gpu", "coreml_neural_engine")
 EXPERIMENT = utils.Experiment(
     title="ONNX Runtime, inference of eleven networks",
+    place=140,
     chart="onnx_inference",
     description=__doc__,
     backend="onnx",

@@ -19,6 +19,7 @@ import utils
 
 EXPERIMENT = utils.Experiment(
     title="PyTorch, ResNet50, CIFAR100",
+    place=10,
     chart="pytorch_cv_resnet50_cifar100",
     description=__doc__,
     backend="pytorch",

@@ -23,6 +23,7 @@ from harness.clock import WARMUP_STEPS
 
 EXPERIMENT = utils.Experiment(
     title="PyTorch, ResNet50, Food101",
+    place=20,
     chart="pytorch_cv_resnet50_food101",
     description=__doc__,
     backend="pytorch",

@@ -23,6 +23,7 @@ import utils
 
 EXPERIMENT = utils.Experiment(
     title="PyTorch, DistilBERT, IMDB",
+    place=30,
     chart="pytorch_nlp_distilbert_imdb",
     description=__doc__,
     backend="pytorch",

@@ -19,19 +19,18 @@ import argparse
 import itertools
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from tqdm import tqdm
 
 from harness.arguments import CommandLine, device_name, machine_name, names_of, path_name, seconds
-from harness.cores import usable_memory
 from harness.experiment import Experiment
 from harness.launch import missing_packages
-from harness.process import UsageError, UserError
+from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors, only_benchmark, require_writable
-from harness.turns import Budget, Turn, recall, remember, run
+from harness.turns import Budget, Turn, memory_taken, recall, remember, run, too_large
 from reporting.experiments import ROOT, find_experiments, script_of
 
 PICTURES = 20.0  # seconds kept for charts and comparison
@@ -82,6 +81,11 @@ def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
             left_out.append(f"{script} needs {', '.join(missing)}: {install}")
         else:
             chosen.append(experiment)
+    others = [experiment for experiment in chosen if experiment.backend != "mlx"]
+    asked = "mlx" in (options.only or "")
+    if others != chosen and not asked and mlx_computes_on(options.device) == "cpu":
+        chosen = others
+        left_out.append("MLX computes on the processor here, for hours; --only=mlx measures it")
     if not chosen:
         raise UsageError("; ".join(["--only, --skip: no experiment is left", *left_out]))
     return chosen, left_out
@@ -90,6 +94,17 @@ def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
 def named(script: str, parts: str) -> bool:
     """Whether the script's name holds one of the comma-separated parts."""
     return any(part.strip() in script for part in parts.split(","))
+
+
+def mlx_computes_on(device: str) -> str | None:
+    """The type of device that MLX takes for `--device`; None where it takes none."""
+    return run_in_fresh_process(mlx_device_type, device).get("value")
+
+
+def mlx_device_type(device: str) -> str:
+    from harness.frameworks import mlx
+
+    return mlx.choose_device(device).type
 
 
 def all_turns(experiments: list[Experiment], options) -> list[Turn]:
@@ -128,49 +143,68 @@ def show_plan(turns: list[Turn], budget: Budget) -> None:
 # Running
 
 
+def still_to_do(turns: list[Turn], state: dict) -> list[Turn]:
+    """The turns that have not run; those too large, by what this run has seen, are named."""
+    left = []
+    for turn in turns:
+        if turn.key in state["done"]:
+            continue
+        if why := too_large(turn, state["memory"]):
+            tqdm.write(f"left out: {turn.name}: {why}")
+        else:
+            left.append(turn)
+    return left
+
+
 def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
     """Start scripts until the time is used; what was done is remembered after each."""
-    shared = {"data": options.data, "results_dir": options.results_dir}
+    shared = {name: getattr(options, name) for name in ("data", "device", "results_dir")}
     if options.machine_name:
         shared["machine_name"] = options.machine_name
     with tqdm(total=round(budget.total), unit=" s", disable=None) as bar:
         while True:
-            turns = [turn for turn in turns if turn.key not in state["done"]]
-            turns = [turn for turn in turns if not too_large(turn, options)]
             chosen, steady = budget.divide(turns)
             if not chosen:
                 return
             turn = chosen[0]
             bar.set_description(turn.experiment.title)
             bar.update(round(budget.used) - bar.n)
-            device = {} if turn.experiment.generations else {"device": options.device}
-            started = datetime.now(UTC).replace(microsecond=0)
+            before = rows_of(turn.experiment, options)
             began = time.monotonic()
-            code = run(turn, steady, shared | device, options.results_dir / "run_all.log")
+            code = run(turn, steady, shared, log_path(options))
             if code in INTERRUPTED:
                 raise KeyboardInterrupt
             budget.learn(turn, time.monotonic() - began - steady)
-            tqdm.write(f"{turn.name}: {outcome(turn, started, options, code)}")
+            rows = rows_since(before, turn.experiment, options)
+            tqdm.write(f"{turn.name}: {outcome(turn, rows, code)}")
             state["done"].append(turn.key)
+            state["memory"] += memory_taken(turn, rows)
+            state["machines"] += sorted({row["machine"] for row in rows} - {*state["machines"]})
             state |= {"used": budget.used, "costs": budget.costs}
             remember(state_path(options), state)
+            turns = still_to_do(turns, state)
 
 
-def rows_of(experiment: Experiment, options) -> list[dict[str, str]]:
-    """Rows of an experiment's files, the newest last."""
-    rows = []
-    for path in (options.results_dir / experiment.results_folder).glob("*.csv"):
+def rows_of(experiment: Experiment, options) -> dict[Path, list[dict[str, str]]]:
+    """The rows of each file that holds an experiment's results."""
+    own = experiment.results_path(options.results_dir, "*")
+    rows = {}
+    for path in own.parent.glob("*.csv" if experiment.generations else f"{own.stem}*.csv"):
         try:
-            rows += read_rows(path)[1]
+            rows[path] = read_rows(path)[1]
         except UnreadableResults:
             continue  # its script, the charts and check_results.py say so
-    return sorted(rows, key=lambda row: row.get("started_at", ""))
+    return rows
 
 
-def outcome(turn: Turn, started: datetime, options, code: int) -> str:
+def rows_since(before: dict[Path, list], experiment: Experiment, options) -> list[dict[str, str]]:
+    """What was added to an experiment's files; they only grow, and only at their ends."""
+    now = rows_of(experiment, options)
+    return [row for path, rows in now.items() for row in rows[len(before.get(path, ())) :]]
+
+
+def outcome(turn: Turn, rows: list[dict[str, str]], code: int) -> str:
     """What a turn has brought: the number, or why there is none."""
-    since = started.isoformat(timespec="seconds")
-    rows = [r for r in rows_of(turn.experiment, options) if r.get("started_at", "") >= since]
     speed = turn.experiment.speeds[0]
     numbers = [float(row[speed.column]) for row in rows if row.get(speed.column)]
     if numbers:
@@ -179,38 +213,18 @@ def outcome(turn: Turn, started: datetime, options, code: int) -> str:
     return errors[-1] if errors else f"no number (exit code {code}), see run_all.log"
 
 
-def too_large(turn: Turn, options) -> bool:
-    """Whether smaller sizes of the same kind ran out of memory, or say that this one will.
-
-    Peak memory grows along a line with the size; on a processor the machine's memory is its end.
-    """
-    *_, size = turn.experiment.varied or (None,)
-    if size is None or size.choices or not turn.flags.get(size.flag, "").isdigit():
-        return False
-    wanted, precision = int(turn.flags[size.flag]), turn.flags.get("precision", "")
-    rows = [row for row in rows_of(turn.experiment, options) if row["precision"] == precision]
-    if any(r["status"] == "out_of_memory" and int(r[size.column]) <= wanted for r in rows):
-        return True
-    peaks = {
-        int(row[size.column]): float(row["peak_memory_gb"])
-        for row in rows
-        if row["peak_memory_gb"] and row["device"] == "cpu" and int(row[size.column]) < wanted
-    }
-    if len(peaks) < 2:
-        return False
-    (small, less), (large, more) = min(peaks.items()), max(peaks.items())
-    expected = more + (more - less) / (large - small) * (wanted - large)
-    return expected > usable_memory() / 1e9
-
-
 # Pictures, and this machine among the others
+
+
+def log_path(options) -> Path:
+    return options.results_dir / "run_all.log"
 
 
 def state_path(options) -> Path:
     return options.results_dir / ".run_all.json"
 
 
-def show_results(options) -> None:
+def show_results(options, machines: list[str]) -> None:
     from reporting.charts import draw_all
     from reporting.page import write_page
     from reporting.speeds import neighbours
@@ -220,7 +234,8 @@ def show_results(options) -> None:
     pictures = draw_all(results, options.results_dir)
     print(f"\nCharts: {len(pictures)} of them, in {options.results_dir}")
     print(f"Page: {write_page(results, options.results_dir)}")
-    print("\n".join(neighbours(results, newest_machine(options), most=5)))
+    for machine in machines:
+        print("\n".join(neighbours(results, machine, most=5)))
 
 
 def newest_machine(options) -> str:
@@ -229,10 +244,11 @@ def newest_machine(options) -> str:
     Raises:
         UserError: there is no row.
     """
-    newest = [rows[-1] for e in find_experiments() if (rows := rows_of(e, options))]
-    if not newest:
+    files = [rows for e in find_experiments() for rows in rows_of(e, options).values()]
+    rows = [row for rows in files for row in rows if row.get("machine")]  # older formats have none
+    if not rows:
         raise UserError(f"--results_dir={options.results_dir}: no results there")
-    return max(newest, key=lambda row: row.get("started_at", ""))["machine"]
+    return max(rows, key=lambda row: row["started_at"])["machine"]
 
 
 def share(options) -> None:
@@ -264,8 +280,8 @@ def main() -> None:
         budget = Budget(60 * options.minutes - PICTURES, state["used"], state["costs"])
         if state["done"]:
             print(f"Going on: {len(state['done'])} numbers were measured before.")
-        turns = all_turns(experiments, options)
-        show_plan([turn for turn in turns if turn.key not in state["done"]], budget)
+        turns = still_to_do(all_turns(experiments, options), state)
+        show_plan(turns, budget)
         if options.dry_run:
             return
         try:
@@ -276,7 +292,9 @@ def main() -> None:
         state_path(options).unlink(missing_ok=True)
         if not state["done"]:
             raise UserError(f"--minutes={options.minutes:g}: too short for any number")
-        show_results(options)
+        if not state["machines"]:
+            raise UserError(f"nothing was measured; why is in {log_path(options)}")
+        show_results(options, state["machines"])
 
 
 if __name__ == "__main__":

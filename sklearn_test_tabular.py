@@ -25,6 +25,7 @@ from harness import fits
 ESTIMATORS = ("HistGradientBoosting", "RandomForest", "LogisticRegression", "KMeans", "PCA")
 EXPERIMENT = utils.Experiment(
     title="scikit-learn, airline table",
+    place=130,
     chart="sklearn_tabular_airline",
     description=__doc__,
     backend="sklearn",

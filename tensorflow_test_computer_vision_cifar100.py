@@ -22,6 +22,7 @@ from harness.cifar100 import NUM_CLASSES, SAMPLES, fetch, load_data
 
 EXPERIMENT = utils.Experiment(
     title="TensorFlow, ResNet50, CIFAR100",
+    place=40,
     chart="tensorflow_cv_resnet50_cifar100",
     description=__doc__,
     backend="tensorflow",

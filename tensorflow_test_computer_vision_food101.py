@@ -29,6 +29,7 @@ import utils
 
 EXPERIMENT = utils.Experiment(
     title="TensorFlow, ResNet50, Food101",
+    place=50,
     chart="tensorflow_cv_resnet50_food101",
     description=__doc__,
     backend="tensorflow",

@@ -23,6 +23,7 @@ from harness.imdb import SAMPLES, check, fetch, load_data
 
 EXPERIMENT = utils.Experiment(
     title="TensorFlow, small transformer, IMDB",
+    place=60,
     chart="tensorflow_nlp_imdb",
     description=__doc__,
     backend="tensorflow",

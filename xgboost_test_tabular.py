@@ -25,6 +25,7 @@ from harness import fits
 
 EXPERIMENT = utils.Experiment(
     title="XGBoost, airline table",
+    place=120,
     chart="xgboost_tabular_airline",
     description=__doc__,
     backend="xgboost",

@@ -267,7 +267,8 @@ def announce(facts: dict, options) -> None:
         f"of up to {options.max_tokens} tokens"
     )
     notes = disturbances(facts, options.busiest)
-    if facts["device"] == "cpu" and getattr(options, "n_gpu_layers", 0) and has_gpu():
+    layers = options.device == "auto" and getattr(options, "n_gpu_layers", 0)
+    if facts["device"] == "cpu" and layers and has_gpu():
         notes.append(
             "this build of llama-cpp-python computes on the CPU, although there is a GPU; see the "
             "README for how to install it with Metal or CUDA"

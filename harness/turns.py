@@ -8,7 +8,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.cores import usable_memory
 from harness.experiment import Experiment
+from harness.sweep import memory_ran_out
 
 GUESS = 45.0  # seconds that a start costs, until some were measured
 ENOUGH = 3  # costs of scripts, whose median is a better guess: a single one may be far off
@@ -27,6 +29,22 @@ class Turn:
     def key(self) -> str:
         """What tells it from others when a run goes on later."""
         return " ".join([self.script.name, *self.words(self.flags)])
+
+    @property
+    def kind(self) -> str:
+        """The key of all turns that differ from this one in nothing but the size."""
+        size_flag = self.experiment.varied[-1].flag
+        same = {name: value for name, value in self.flags.items() if name != size_flag}
+        return " ".join([self.script.name, *self.words(same)])
+
+    @property
+    def size(self) -> int | None:
+        """The number that is varied last; None where that is a name, or nothing."""
+        *_, last = self.experiment.varied or (None,)
+        if last is None or last.choices:
+            return None
+        digits = self.flags.get(last.flag, "").replace("_", "")
+        return int(digits) if digits.isdigit() else None
 
     @property
     def name(self) -> str:
@@ -80,6 +98,38 @@ class Budget:
         return chosen, (self.left - cost) / len(chosen) if chosen else 0.0
 
 
+def memory_taken(turn: Turn, rows: list[dict]) -> list[list]:
+    """[kind, size, GB on a processor] of a turn, with None for what did not fit.
+
+    The list is empty where its rows say nothing of larger sizes.
+    """
+    if turn.size is None or not rows:
+        return []
+    if all(memory_ran_out(row) for row in rows):
+        return [[turn.kind, turn.size, None]]
+    peaks = [row["peak_memory_gb"] for row in rows if row.get("device") == "cpu"]
+    return [[turn.kind, turn.size, max(map(float, peaks))]] if all(peaks) and peaks else []
+
+
+def too_large(turn: Turn, taken: list[list]) -> str:
+    """Why memory will not hold a turn, by what others of its kind have taken; empty if it may.
+
+    Peak memory grows along a line with the size; on a processor the machine's memory is its end.
+    """
+    if turn.size is None:
+        return ""
+    seen = {size: peak for kind, size, peak in taken if kind == turn.kind and size <= turn.size}
+    if too_much := [size for size, peak in seen.items() if peak is None]:
+        return f"{min(too_much)} did not fit into memory"
+    if len(seen) < 2:
+        return ""
+    (small, less), (large, more) = min(seen.items()), max(seen.items())
+    expected = more + (more - less) / (large - small) * (turn.size - large)
+    if expected <= usable_memory() / 1e9:
+        return ""
+    return f"it would take about {expected:.3g} GB, of {usable_memory() / 1e9:.3g} GB of memory"
+
+
 def run(turn: Turn, steady: float, shared: dict[str, str], log: Path) -> int:
     """Start a script for one number, its words going to the log; returns its exit code.
 
@@ -108,13 +158,14 @@ def run(turn: Turn, steady: float, shared: dict[str, str], log: Path) -> int:
 
 def recall(path: Path, flags: dict[str, str]) -> dict:
     """What an unfinished run with the same flags has done; else a new one."""
+    new = {"flags": flags, "done": [], "used": 0.0, "costs": {}, "memory": [], "machines": []}
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         state = {}
     if state.get("flags") == flags:
-        return state
-    return {"flags": flags, "done": [], "used": 0.0, "costs": {}}
+        return new | state
+    return new
 
 
 def remember(path: Path, state: dict) -> None:

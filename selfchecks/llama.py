@@ -37,6 +37,7 @@ def loaded(path: Path):
     # One thread: several wait for each other whenever another program runs, which is mere noise.
     options = argparse.Namespace(
         model_path=path,
+        device="auto",
         n_gpu_layers=-1,
         n_threads=1,
         flash_attn="auto",

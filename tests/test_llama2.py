@@ -35,8 +35,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def context(model):
-    options = Namespace(model_path=model, verbose=False, n_gpu_layers=-1, n_threads=1,
-                        split_mode="layer", tensor_split="", flash_attn="auto")  # fmt: skip
+    options = Namespace(model_path=model, verbose=False, device="auto", n_gpu_layers=-1,
+                        n_threads=1, flash_attn="auto", split_mode="layer",
+                        tensor_split="")  # fmt: skip
     with llama.open_context(llama.load(options), options, n_ctx=1024) as context:
         yield context
 

@@ -30,6 +30,7 @@ EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]._replace(
 )  # fmt: skip
 OPTIONS = {
     "verbose": False,
+    "device": "auto",
     "n_gpu_layers": -1,
     "n_threads": 1,
     "flash_attn": "auto",

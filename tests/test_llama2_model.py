@@ -1,6 +1,7 @@
 """The file of a model: where it is found, whole or in parts, and what is none."""
 
 import shutil
+import sys
 from argparse import Namespace
 
 import gguf
@@ -22,7 +23,12 @@ def model(tmp_path_factory):
 
 def load(path):
     options = Namespace(
-        model_path=path, verbose=False, n_gpu_layers=-1, split_mode="layer", tensor_split=""
+        model_path=path,
+        verbose=False,
+        device="auto",
+        n_gpu_layers=-1,
+        split_mode="layer",
+        tensor_split="",
     )
     return llama.load(options)
 
@@ -181,7 +187,7 @@ def test_model_without_a_beginning_of_sequence(model, monkeypatch):
     monkeypatch.setattr("llama_cpp.llama_vocab_bos", lambda _: -1)
     monkeypatch.setattr("llama_cpp.llama_vocab_get_add_bos", lambda _: False)
     assert llama_text.special_token(llm, "bos") == ""
-    options = Namespace(n_gpu_layers=-1, n_threads=1, flash_attn="auto")
+    options = Namespace(device="auto", n_gpu_layers=-1, n_threads=1, flash_attn="auto")
     with llama.open_context(llm, options, 512) as context:
         assert llama_bench.measure(context, "pp512", {})["prompt_token_len"] == 512
 
@@ -209,7 +215,7 @@ def test_gpus_share_a_model_as_asked(model, monkeypatch):
 
     monkeypatch.setattr(llama_cpp, "llama_max_devices", lambda: 3)
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", note)
-    options = Namespace(model_path=model, verbose=False, n_gpu_layers=-1)
+    options = Namespace(model_path=model, verbose=False, device="auto", n_gpu_layers=-1)
     for mode, parts, expected in (("row", "3,1", (2, [3, 1, 0])), ("layer", "", (1, None))):
         options.split_mode, options.tensor_split = mode, parts
         with pytest.raises(UserError):
@@ -218,3 +224,44 @@ def test_gpus_share_a_model_as_asked(model, monkeypatch):
     options.tensor_split = "1,1,1,1"
     with pytest.raises(UsageError, match="--tensor_split=1,1,1,1: at most 3 parts"):
         llama.load(options)
+
+
+@pytest.mark.parametrize(
+    ("device", "layers", "mode", "card"),
+    [("auto", -1, 1, 0), ("cpu", 0, 1, 0), ("cuda", -1, 1, 0), ("cuda:1", -1, 0, 1)],
+)
+def test_the_device_asked_for_is_the_one(device, layers, mode, card, model, monkeypatch):
+    import llama_cpp
+
+    import llama2_test
+
+    given = []
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", lambda _, p: given.append(p))
+    monkeypatch.setattr(sys, "argv", ["llama2_test.py", f"--device={device}"])
+    options = llama2_test.parse_arguments()
+    options.model_path = model
+    with pytest.raises(UserError):
+        llama.load(options)
+    (parameters,) = given
+    assert (parameters.n_gpu_layers, parameters.split_mode) == (layers, mode)
+    assert parameters.main_gpu == card
+    assert llama.computes_on_gpu(options) is (device != "cpu")
+    assert options.n_gpu_layers == -1  # on the processor as in a build without GPU
+
+
+def test_another_device_than_the_one_asked_for_is_refused():
+    for asked, used in (("auto", "cpu"), ("cpu", "cpu"), ("mps", "metal"), ("cuda:1", "cuda")):
+        llama.require_device(asked, used)
+    for asked, used in (("cuda", "cpu"), ("cuda:1", "metal"), ("mps", "cpu"), ("cpu", "cuda")):
+        with pytest.raises(UsageError, match=f"--device={asked}: .* computes on {used} here"):
+            llama.require_device(asked, used)
+
+
+def test_one_card_is_shared_with_none(monkeypatch, capsys):
+    import llama2_test
+
+    monkeypatch.setattr(sys, "argv", ["llama2_test.py", "--device=cuda:1", "--split_mode=row"])
+    with pytest.raises(SystemExit, match="2"):
+        llama2_test.parse_arguments()
+    assert "--device=cuda:1" in capsys.readouterr().err.splitlines()[-1]

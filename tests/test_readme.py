@@ -95,6 +95,12 @@ def test_readme_names_every_flag(script):
     assert flags_of(script) <= flags(README)
 
 
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_every_experiment_takes_what_run_all_gives(script):
+    given = {"--data", "--device", "--max_seconds", "--results_dir", "--machine_name"}
+    assert given <= flags_of(script)
+
+
 def test_readme_names_no_flag_that_does_not_exist():
     known = set().union(*(flags_of(script) for script in SCRIPTS))
     others = [line for line in COMMANDS if not script_and_arguments(line)]
@@ -179,7 +185,13 @@ def test_a_comparison_command_finds_its_machines(arguments, tmp_path, monkeypatc
     assert [word for word in arguments if word in MACHINES and word not in said] == []
 
 
-def test_the_quickstart_has_a_quick_look_at_every_experiment():
+def test_experiments_go_in_the_order_of_the_readmes_table():
+    table = re.findall(r"^\|.*\| `(\w+\.py)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert table == [script_of(experiment) for experiment in find_experiments()]
+
+
+def test_the_quickstart_has_a_quick_look_at_every_experiment(monkeypatch):
+    monkeypatch.setattr(run_all, "mlx_computes_on", lambda device: "mps")
     recipe = make_dry_run("quickstart").replace("\\\n", " ")
     calls = map(script_and_arguments, recipe.splitlines())
     ((script, arguments),) = [call for call in calls if call]

@@ -44,6 +44,7 @@ SHARED_OPTIONS = (
 )
 # How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
 SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}
+DEVICE_NAMES = {"mps": "metal"}  # of --device, as llama.cpp's log has them
 LOG: list[str] = []  # all that llama.cpp says in this process
 
 
@@ -76,15 +77,16 @@ def require_installed(module: str, package: str) -> None:
 def computes_on_gpu(options) -> bool:
     import llama_cpp
 
-    return options.n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
+    wanted = options.device != "cpu" and options.n_gpu_layers != 0
+    return wanted and llama_cpp.llama_supports_gpu_offload()
 
 
 def load(options) -> Llm:
     """The model of `options.model_path`.
 
     Raises:
-        UserError: llama.cpp cannot load it (its own reason is in the message), or it generates no
-            text.
+        UserError: llama.cpp cannot load it (its own reason is in the message), not on the device
+            asked for, or it generates no text.
     """
     import llama_cpp
 
@@ -97,8 +99,10 @@ def load(options) -> Llm:
     os.environ["LLAMA_TRACE"] = "1"  # its log lists the tensors
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
-    parameters.n_gpu_layers = options.n_gpu_layers
+    # Rows keep what was asked: on the processor they are those of a build that knows no GPU.
+    parameters.n_gpu_layers = 0 if options.device == "cpu" else options.n_gpu_layers
     parameters.split_mode = SPLIT_MODES[options.split_mode]
+    parameters.main_gpu = int(options.device.partition(":")[2] or 0)  # for the mode `none`
     parts = [float(part) for part in options.tensor_split.split(",") if part]
     if len(parts) > (most := llama_cpp.llama_max_devices()):
         raise UsageError(f"--tensor_split={options.tensor_split}: at most {most} parts")
@@ -111,6 +115,7 @@ def load(options) -> Llm:
         raise UserError(
             f"{options.model_path}: llama.cpp {llama_cpp.__version__} cannot load it: {reason}"
         )
+    require_device(options.device, llama_log.parse_offload(log).device_type)
     llm = Llm(model, llama_cpp.llama_model_get_vocab(model), log, options.model_path)
     require_generator(llm)
     return llm
@@ -131,6 +136,16 @@ def capture_log(verbose: bool) -> None:
 
     llama_cpp.llama_log_set(keep, None)
     capture_log.callback = keep  # llama.cpp calls it as long as the process lives
+
+
+def require_device(asked: str, used: str) -> None:
+    """Raises UsageError unless llama.cpp computes on the kind of device that was asked for."""
+    kind = asked.partition(":")[0]
+    if kind != "auto" and DEVICE_NAMES.get(kind, kind) != used:
+        raise UsageError(
+            f"--device={asked}: llama.cpp computes on {used} here; docs/setup.md says how to "
+            "install llama-cpp-python with Metal or CUDA"
+        )
 
 
 def require_generator(llm: Llm) -> None:

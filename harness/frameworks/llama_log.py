@@ -118,7 +118,8 @@ def weights_per_token(log: str, total: int, experts: int, experts_used: int) -> 
 def reason_of_failure(log: str) -> str | None:
     """Why llama.cpp could not do what was asked of it: the first cause that its log names."""
     found = re.search(
-        r"error loading model: (.+)|(failed to (?:allocate|create|init|reserve).+)|^error: (.+)",
+        r"error loading model: (.+)|(failed to (?:allocate|create|init|reserve).+)|^error: (.+)"
+        r"|(invalid value for main_gpu.+)",
         log,
         re.MULTILINE,
     )
