@@ -66,13 +66,13 @@ def minutes(text: str) -> float:
 
 
 def choose_experiments(options) -> tuple[list[Experiment], list[str]]:
-    """The experiments to run, and a line for each one that cannot.
+    """The experiments to run, in the README's order, and a line for each one that cannot.
 
     Raises:
         UsageError: none is left.
     """
     chosen, left_out = [], []
-    for experiment in find_experiments():
+    for experiment in sorted(find_experiments(), key=lambda e: e.place):
         script = script_of(experiment)
         if not named(script, options.only or "") or options.skip and named(script, options.skip):
             continue

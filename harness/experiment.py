@@ -86,7 +86,7 @@ class Experiment:
     # Text columns that a reader must see beside the number; empty where there is nothing to say.
     remarks: tuple[str, ...] = ()
     folder: str = ""  # of its results; default: results_<backend>_<task>
-    place: int = 1000  # the least is shown and measured first, as in the README's table
+    place: int = 1000  # the least is measured first, in the order of the README's table
     # Its rows are answers of a language model, of which a number is the mean of many.
     generations: bool = False
 

@@ -28,10 +28,10 @@ def script_names() -> list[str]:
 
 
 def find_experiments() -> list[Experiment]:
-    """What every script describes, in the order of the README's table."""
+    """What every script describes: by title, language models last."""
     modules = [importlib.import_module(Path(name).stem) for name in script_names()]
     experiments = [module.EXPERIMENT for module in modules]
-    return sorted(experiments, key=lambda e: (e.place, e.title))
+    return sorted(experiments, key=lambda e: (e.generations, e.title))
 
 
 def script_of(experiment: Experiment) -> str:
