@@ -199,7 +199,12 @@ load_tensors: offloaded 3/3 layers to GPU
 def options(tmp_path):
     path = ensure_twin(TINY, "How does a key open the lock?", tmp_path)
     return Namespace(
-        model_path=path, verbose=False, n_gpu_layers=-1, split_mode="layer", tensor_split=""
+        model_path=path,
+        verbose=False,
+        device="auto",
+        n_gpu_layers=-1,
+        split_mode="layer",
+        tensor_split="",
     )
 
 

@@ -235,6 +235,7 @@ def test_loader_yields_every_row_once_in_another_order_beside_its_label():
         assert len(labels) == 4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 5 worker:UserWarning")
 def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
     monkeypatch.setattr(harness.machine, "usable_cores", lambda: 5)
     monkeypatch.setattr(food101, "load_data", lambda options: twin)
