@@ -74,11 +74,13 @@ def prepare(options) -> dict:
 def measure(backend: str, batch_size: int, options) -> dict:
     """Train ResNet50 on one backend at one batch size; returns its row's measured columns."""
     from harness.frameworks import keras
+    from harness.frameworks.training import measure_training
 
     device = keras.start(backend, options)
     images, labels = load_data(options)
     model = build_model(keras.compiles(backend, options))
-    return keras.measure_training(model, images, labels, device, batch_size, options)
+    training = keras.fit_in_memory(model, images, labels, device, batch_size)
+    return measure_training(training, len(labels), batch_size, options)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,13 @@ def prepare(options) -> dict:
 def measure(backend: str, batch_size: int, options) -> dict:
     """Train SmallTransformer on one backend at one batch size; returns its row's columns."""
     from harness.frameworks import keras
+    from harness.frameworks.training import measure_training
 
     device = keras.start(backend, options)
     reviews, labels = load_data(options)
     model = build_model(options, keras.compiles(backend, options))
-    return keras.measure_training(model, reviews, labels, device, batch_size, options)
+    training = keras.fit_in_memory(model, reviews, labels, device, batch_size)
+    return measure_training(training, len(labels), batch_size, options)
 
 
 if __name__ == "__main__":

@@ -72,14 +72,19 @@ def prepare(options) -> dict:
 
 def measure(batch_size: int, options) -> dict:
     """Train SmallTransformer at one batch size; returns the measured columns of its row."""
+    import mlx.optimizers as optim
+
     from harness.frameworks import mlx
+    from harness.frameworks.training import measure_training
 
     device = mlx.start(options)
     reviews, labels = imdb.load_data(options)
     batches = mlx.in_memory_batches(reviews, labels, batch_size)
-    return mlx.measure_training(
-        build_model(options), loss_function, batches, len(labels), device, batch_size, options
-    )
+    # The Adam of PyTorch and Keras; in MLX its bias correction is off by default.
+    optimizer = optim.Adam(learning_rate=1e-3, bias_correction=True)
+    model = build_model(options)
+    training = mlx.Training(model, loss_function, optimizer, batches, device, options)
+    return measure_training(training, len(labels), batch_size, options)
 
 
 if __name__ == "__main__":

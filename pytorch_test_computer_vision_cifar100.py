@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch>=2.11", "torchvision", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo",
-#   "scipy", "tqdm",
+#   "torch>=2.11", "torchvision", "numpy", "filelock", "packaging", "pandas", "psutil",
+#   "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on CIFAR100 with PyTorch?
@@ -14,8 +14,8 @@ Model: torchvision's ResNet50 with 100 classes, untrained. Data: 50,000 images o
     python pytorch_test_computer_vision_cifar100.py --epochs=1 --batch_sizes="32"
 """
 
-import harness.data
 import utils
+from harness import cifar100
 
 EXPERIMENT = utils.Experiment(
     title="PyTorch, ResNet50, CIFAR100",
@@ -29,8 +29,8 @@ EXPERIMENT = utils.Experiment(
     input_size=32,
     epochs=5,
     varied=utils.batch_sizes("16, 32, 64, 128, 256, 512, 1024"),
-    samples=50_000,
-    classes=100,
+    samples=cifar100.SAMPLES,
+    classes=cifar100.NUM_CLASSES,
     quick={"batch_sizes": "32"},
     model_flags={"channels_last": False},  # images in NHWC memory order
 )
@@ -50,33 +50,13 @@ class InMemoryImages:
         return self.images[indices], self.labels[indices]
 
 
-def fetch(options) -> None:
-    """Bring CIFAR100 into the data directory and check it."""
-    from torchvision.datasets import CIFAR100
-
-    try:
-        CIFAR100(options.data_dir)
-        return
-    except RuntimeError:
-        pass  # not there, or its files are damaged
-    archive = harness.data.download(CIFAR100.url, CIFAR100.tgz_md5, options.data_dir)
-    try:
-        CIFAR100(options.data_dir, download=True)  # unpacks the archive that is there
-    except (OSError, RuntimeError) as error:
-        raise harness.data.unreadable("CIFAR100", error, archive, options.data_dir) from None
-
-
 def load_data(options) -> InMemoryImages:
     """CIFAR100's training images, or random ones of the same number, shape and classes."""
     import torch
-    from torchvision.datasets import CIFAR100
 
-    if options.data == "real":
-        dataset = CIFAR100(options.data_dir)
-        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        return InMemoryImages(images, torch.tensor(dataset.targets))
-    images = torch.randint(256, (EXPERIMENT.samples, 3, 32, 32), dtype=torch.uint8)
-    return InMemoryImages(images, torch.randint(EXPERIMENT.classes, (EXPERIMENT.samples,)))
+    images, labels = cifar100.load_data(options)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return InMemoryImages(images, torch.from_numpy(labels))
 
 
 def make_loader(dataset, batch_size: int, device):
@@ -99,7 +79,7 @@ def prepare(options) -> dict:
     """Settle device and data once per sweep; returns the columns that all rows share."""
     from harness.frameworks import pytorch
 
-    return pytorch.prepare(options, fetch)
+    return pytorch.prepare(options, cifar100.fetch)
 
 
 def measure(batch_size: int, options) -> dict:
@@ -108,16 +88,22 @@ def measure(batch_size: int, options) -> dict:
     from torchvision.models import resnet50
 
     from harness.frameworks import pytorch
+    from harness.frameworks.training import measure_training
 
     device = pytorch.start(options)
-    loader = make_loader(load_data(options), batch_size, device)
-    model = resnet50(num_classes=EXPERIMENT.classes).to(device)
+    dataset = load_data(options)
+    loader = make_loader(dataset, batch_size, device)
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = resnet50(num_classes=EXPERIMENT.classes).to(device, memory_format=memory_format)
     fused = pytorch.has_fused_adam(device, options.precision)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-    loss_function = torch.nn.CrossEntropyLoss()
-    return pytorch.measure_training(
-        model, loader, loss_function, optimizer, device, batch_size, options
-    )
+
+    def loss_function(model, images, labels):
+        scaled = images.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1)
+        return torch.nn.functional.cross_entropy(model(scaled), labels)
+
+    training = pytorch.Training(model, loader, loss_function, optimizer, device, options)
+    return measure_training(training, len(dataset), batch_size, options)
 
 
 if __name__ == "__main__":

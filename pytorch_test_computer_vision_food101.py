@@ -55,22 +55,28 @@ def measure(batch_size: int, options) -> dict:
     from torchvision.models import resnet50
 
     from harness.frameworks import pytorch
+    from harness.frameworks.training import measure_training
 
     device = pytorch.start(options)
     dataset = food101.load_data(options)
     loader = food101.make_loader(dataset, batch_size, pin_memory=device.type == "cuda")
-    model = resnet50(num_classes=EXPERIMENT.classes).to(device)
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = resnet50(num_classes=EXPERIMENT.classes).to(device, memory_format=memory_format)
     fused = pytorch.has_fused_adam(device, options.precision)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-    loss_function = torch.nn.CrossEntropyLoss()
+
+    def loss_function(model, images, labels):
+        scaled = images.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1)
+        return torch.nn.functional.cross_entropy(model(scaled), labels)
+
     # Starts the workers: they import PyTorch outside the clock, as this process did.
     next(iter(loader), None)
     # The workers fill a queue while the first step compiles; it has to drain before rates count.
     queue = loader.num_workers * loader.prefetch_factor
-    row = pytorch.measure_training(
-        model, loader, loss_function, optimizer, device, batch_size, options,
-        warmup_steps=max(WARMUP_STEPS, queue),
-    )  # fmt: skip
+    training = pytorch.Training(model, loader, loss_function, optimizer, device, options)
+    row = measure_training(
+        training, len(dataset), batch_size, options, warmup_steps=max(WARMUP_STEPS, queue)
+    )
     return row | {"loader_workers": loader.num_workers}
 
 

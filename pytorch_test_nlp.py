@@ -205,6 +205,7 @@ def measure(batch_size: int, options) -> dict:
 
     from harness.frameworks import pytorch
     from harness.frameworks import trainer as clocked
+    from harness.frameworks.training import measure_training
 
     transformers.logging.set_verbosity_error()
     clocked.hide_other_gpus(options)
@@ -219,7 +220,8 @@ def measure(batch_size: int, options) -> dict:
             data_collator=pad,
             train_dataset=load_tokens(options, "train"),
         )
-        row = clocked.measure_training(trainer, device, options)
+        training = clocked.Training(trainer, device, options)
+        row = measure_training(training, len(trainer.train_dataset), batch_size, options)
         if options.evaluate:
             trainer.args.dataloader_drop_last = False  # every review counts
             row["test_accuracy"] = accuracy(trainer.predict(load_tokens(options, "test")))

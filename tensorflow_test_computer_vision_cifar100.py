@@ -63,13 +63,15 @@ def prepare(options) -> dict:
 def measure(batch_size: int, options) -> dict:
     """Train ResNet50 at one batch size; returns the measured columns of its row."""
     from harness.frameworks import tensorflow
+    from harness.frameworks.training import measure_training
 
     device = tensorflow.start(options)
     images, labels = load_data(options)
     dataset = tensorflow.in_memory_batches(images, labels, batch_size * device.count)
     with tensorflow.on_all(device):
         model = build_model(options)
-    return tensorflow.measure_training(model, dataset, len(labels), device, batch_size, options)
+    training = tensorflow.fit(model, dataset, device)
+    return measure_training(training, len(labels), batch_size, options, devices=device.count)
 
 
 if __name__ == "__main__":

@@ -152,15 +152,17 @@ def prepare(options) -> dict:
 def measure(batch_size: int, options) -> dict:
     """Train ResNet50 at one batch size; returns the measured columns of its row."""
     from harness.frameworks import tensorflow
+    from harness.frameworks.training import measure_training
 
     device = tensorflow.start(options)
     photographs = load_data(options)
     with tensorflow.on_all(device):
         model = build_model(options)
     # `tf.data` fills its queue while the first step compiles; that has to drain before rates count.
-    return tensorflow.measure_training(
-        model, make_batches(photographs, batch_size * device.count), len(photographs), device,
-        batch_size, options, warmup_steps=PREFETCHED_BATCHES + 1,
+    dataset = make_batches(photographs, batch_size * device.count)
+    return measure_training(
+        tensorflow.fit(model, dataset, device), len(photographs), batch_size, options,
+        warmup_steps=PREFETCHED_BATCHES + 1, devices=device.count,
     )  # fmt: skip
 
 

@@ -95,6 +95,8 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between measurements")
     add("--resume", action="store_true", help="skip what has a good row already")
     options = parser.parse_args()
+    if getattr(options, "master_addr", None):
+        options.main_address = f"{options.master_addr}:{options.master_port}"
     largest = max(options.batch_sizes) if experiment.epochs else 0
     if largest > experiment.samples > 0:
         parser.error(f"--batch_sizes={largest}: larger than the {experiment.samples:,} samples")
@@ -103,9 +105,16 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
 
 def add_rank_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--num_machines", type=whole_number, default=1, help="start the same command on each")
-    add("--machine_rank", type=int, default=0, help="this one's number, from 0; 0 writes the rows")
-    add("--main_address", help="machine 0 as the others reach it, host:port")
+    add("--nnodes", dest="num_machines", type=whole_number, default=1,
+        help="machines that train together: start the same command on each")  # fmt: skip
+    add("--node_rank", dest="machine_rank", type=int, default=0,
+        help="this machine's number, from 0; 0 writes the rows")  # fmt: skip
+    add("--master_addr", help="machine 0 as the others reach it")
+    add("--master_port", type=whole_number, default=29500, help="default: %(default)s")
+    # Their names of before torchrun's.
+    add("--num_machines", type=whole_number, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add("--machine_rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add("--main_address", help=argparse.SUPPRESS)
     add("--join_seconds", type=seconds, default=60.0, help="wait so long for machines to join")
 
 

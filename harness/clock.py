@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from harness.awake import Pauses
+from harness.observer import Observer
 from harness.process import tell
 from harness.windows import Window, speed_of, steady_rate, steady_windows, sustained_ratio
 
@@ -47,14 +48,12 @@ class Clock:
         epochs: epochs of the whole run.
         synchronize: waits until the device has done all that was asked of it.
         max_seconds: end the run after this many seconds of steady training; None runs every epoch.
-        energy: a `harness.energy.EnergyMeter` of the device, or None.
         warmup_steps: steps after the first one that the steady rate leaves out.
-        now: the host's clock, in seconds.
-        watch: a `harness.disturbance.Watch` of the machine, or None.
+        observer: looks at the machine during the steady training. Where it soaks it first, the run
+            goes on beyond `epochs` until so many are steady (`epochs_to_train`).
         team: the ranks that train together; samples of all are counted, and `batch_size`, `samples`
             and `work` are those of one.
-        soak: a `harness.soak.Soak` that says when the steady training may begin, or None. Then the
-            run goes on beyond `epochs` until so many are steady (`epochs_to_train`).
+        now: the host's clock, in seconds.
 
     Windows in which the run stood still (Ctrl-Z, sleep) are left out of every rate.
     """
@@ -66,24 +65,21 @@ class Clock:
         epochs: int,
         synchronize: Callable[[], None],
         max_seconds: float | None = None,
-        energy=None,
         warmup_steps: int = WARMUP_STEPS,
-        now: Callable[[], float] = time.perf_counter,
-        watch=None,
+        observer: Observer | None = None,
         team: Team = Team(),  # noqa: B008 - it is immutable
-        soak=None,
+        now: Callable[[], float] = time.perf_counter,
     ):
+        self.observer = observer or Observer()
+        self.soak = self.observer.soak
         self.team = team
-        self.soak = soak
         self.batch_size = batch_size * team.size
         self.samples_per_epoch = samples_per_epoch
         self.epochs = epochs
         self.synchronize = synchronize
         self.max_seconds = max_seconds
-        self.energy = energy
         self.warmup_steps = warmup_steps
         self.now = now
-        self.watch = watch
         self.pauses = Pauses()
         self.paused = False
         self.steps = 0
@@ -92,10 +88,10 @@ class Clock:
         self.soaked_samples, self.soaked_seconds = 0, 0.0  # with the warm-up's
         self.steps_of_window = None
         self.first_step_seconds = None
-        self.steady_start = None
+        self.steady_start = self.steady_seconds = None
         self.watch_seconds = 0.0  # that it takes to begin to watch: no part of an epoch
         self.total_seconds = None
-        self.joules = None
+        self._warmup_samples = 0
         self.windows: list[Window] = []
 
     @property
@@ -179,10 +175,7 @@ class Clock:
     def _begin_steady(self, rate: float) -> None:
         """What begins here is what rates are made of."""
         self._warmup_samples = self.samples
-        if self.watch:
-            self.watch.begin()
-        if self.energy:
-            self.energy.begin()
+        self.observer.begin()
         start = self.now()
         self.watch_seconds = start - self._window_start
         self._open_window(start)
@@ -223,11 +216,9 @@ class Clock:
         self.synchronize()
         end = self.now()
         self.total_seconds = end - self.start_time - self.watch_seconds
-        if self.energy and self.steady_start is not None:
-            self.joules = self.energy.end()
+        if self.steady_start is not None:
+            self.observer.end()
             self.steady_seconds = end - self.steady_start
-        if self.watch and self.steady_start is not None:
-            self.watch.end()
         # A short rest is evidence only when there is no full window.
         if self.steady_start is not None and self._window_steps and not self.windows:
             rest = self._close_window()
@@ -261,27 +252,11 @@ class Clock:
             "sustained_ratio": sustained_ratio(self.windows),
             "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
             "steps_per_epoch": steps_per_epoch,
-            **self._energy_columns(),
-            **self._disturbance_columns(),
-        }
-
-    def _disturbance_columns(self) -> dict:
-        """What else the machine did meanwhile, and what was unusual about the run itself."""
-        columns = self.watch.columns() if self.watch else {}
-        soaked = self.soak.columns() if self.soak else {}
-        unusual = [SUSPENDED] if self.paused else []
-        unusual += filter(None, [soaked.get("disturbance"), columns.get("disturbance")])
-        columns = soaked | columns
-        return columns | {"disturbance": "; ".join(unusual) or None}
-
-    def _energy_columns(self) -> dict:
-        """Joules per sample and watts of the steady part; empty where nothing was read."""
-        steady_samples = self.joules and self.samples - self._warmup_samples
-        if not steady_samples:
-            return {}
-        return {
-            "energy_joules_per_sample": self.joules / steady_samples,
-            "average_power_watts": self.joules / self.steady_seconds,
+            **self.observer.columns(
+                self.samples - self._warmup_samples,
+                self.steady_seconds,
+                SUSPENDED if self.paused else None,
+            ),
         }
 
     def _open_window(self, start: float) -> None:
@@ -309,7 +284,6 @@ class Clock:
 
 def probe_device(
     train_step: Callable[[], int],
-    batch_size: int,
     synchronize: Callable[[], None],
     team: Team = Team(),  # noqa: B008 - it is immutable
 ) -> float:
@@ -317,14 +291,26 @@ def probe_device(
 
     Args:
         train_step: one optimizer update; returns its work, as `Clock.step` takes it.
-        batch_size: of one rank.
-        team: the ranks that train together.
+        team: the ranks that train together; its work counts once for each.
     """
-    clock = Clock(batch_size, 1, 1, synchronize, max_seconds=PROBE_SECONDS, team=team)
-    clock.start(f"batch size {batch_size}, without loading")
-    time_is_up = False
-    while not time_is_up or len(clock.windows) < 2:
-        work = train_step()
-        time_is_up = clock.step(batch_size, work)
-    clock.stop()
-    return speed_of(clock.windows)
+    tell("without loading")
+    train_step()
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(WARMUP_STEPS):
+        train_step()
+    synchronize()
+    seconds = (time.perf_counter() - start) / WARMUP_STEPS
+    steps = int(team.agree(max(1, round(WINDOW_SECONDS / seconds))))
+    pauses = Pauses()
+    done, spent, windows, time_is_up = 0, 0.0, 0, False
+    while not time_is_up:
+        start = time.perf_counter()
+        work = sum(train_step() for _ in range(steps))
+        synchronize()
+        seconds = time.perf_counter() - start
+        if not pauses.since_last():
+            done, spent, windows = done + work, spent + seconds, windows + 1
+        tell("without loading", f"{spent:.1f} of {PROBE_SECONDS:.0f} s")
+        time_is_up = bool(team.agree(spent >= PROBE_SECONDS and windows > 1))
+    return team.size * done / spent

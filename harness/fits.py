@@ -18,7 +18,7 @@ from harness.energy import energy_meter
 from harness.experiment import Varied
 from harness.process import UsageError, tell
 from harness.results import MACHINE_COLUMNS
-from harness.windows import relative_spread
+from harness.windows import last_over_first, relative_spread, student_t
 
 FITS = 5  # where --max_seconds does not say how long
 PREDICT_SECONDS, LEAST_PREDICTIONS = 2.0, 3
@@ -150,7 +150,8 @@ def measure_fits(
     }
     for name in parts[0]:
         row |= mean_columns(name, [taken[name] for taken in parts])
-    row["sustained_ratio"] = sustained_ratio([taken["fit_seconds"] for taken in parts])
+    seconds_of_fits = [taken["fit_seconds"] for taken in parts]
+    row["sustained_ratio"] = last_over_first(seconds_of_fits, lambda taken: 1 / sum(taken))
     if joules:
         row["energy_joules_per_fit"] = joules / len(parts)
         row["average_power_watts"] = joules / seconds
@@ -187,9 +188,7 @@ def mean_columns(name: str, values: list[float]) -> dict:
     """
     mean, half_width = statistics.fmean(values), None
     if len(values) > 1:
-        from scipy.special import stdtrit  # scipy.stats takes a second more to import
-
-        half_width = mean * relative_spread(values) * float(stdtrit(len(values) - 1, 0.975))
+        half_width = mean * relative_spread(values) * student_t(len(values))
     return {name: mean, f"{name}_ci95": half_width}
 
 
@@ -197,9 +196,3 @@ def rate_columns(name: str, work: float, row: dict, seconds: str) -> dict:
     """`work` per second with its interval, from a row's column of seconds."""
     rate, half_width = work / row[seconds], row[f"{seconds}_ci95"]
     return {name: rate, f"{name}_ci95": rate * half_width / row[seconds] if half_width else None}
-
-
-def sustained_ratio(seconds: list[float]) -> float | None:
-    """Speed of the last third of the fits over the first third; None with fewer than three."""
-    third = len(seconds) // 3
-    return sum(seconds[:third]) / sum(seconds[-third:]) if third else None

@@ -28,6 +28,7 @@ from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
 from harness.soak import Soak
 from harness.terminal import Progress, disturbances
+from harness.windows import student_t
 
 COLUMNS = [
     "question",
@@ -243,14 +244,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def sustained_ratio(speeds: list[float]) -> float | None:
-    """Speed in the last third of the answers over the first third; None with fewer than three."""
-    third = len(speeds) // 3
-    if not third:
-        return None
-    return statistics.fmean(speeds[-third:]) / statistics.fmean(speeds[:third])
-
-
 # The terminal
 
 
@@ -332,12 +325,10 @@ def kind(row: dict) -> str:
 
 def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     """Mean, and half-width of its 95 % t interval; None for a single value."""
-    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second more to import
-
     if len(values) < 2:
         return values[0], None
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(stdtrit(len(values) - 1, 0.975)) * error
+    return statistics.fmean(values), student_t(len(values)) * error
 
 
 def verdicts(rows: list[dict]) -> list[str]:

@@ -24,7 +24,7 @@ def require_script(function: Callable) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UsageError(
             f"torchrun would run the whole sweep on every device; start it as python "
-            f"{Path(sys.argv[0]).name}; for several, --help lists --num_devices, --num_machines"
+            f"{Path(sys.argv[0]).name}; for several, --help lists --num_devices, --nnodes"
         )
     if function.__module__ != "__main__":
         return

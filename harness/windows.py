@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 PARTS = 20  # of a run, whose spread is its interval
@@ -48,16 +49,20 @@ def steady_rate(windows: list[Window]) -> tuple[float | None, float | None]:
     rate = rate_of(windows)
     if len(windows) < 2:
         return rate, None
-    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second more to import
-
     size = max(1, len(windows) // PARTS)
     # The oldest windows are left out where the number does not divide evenly.
     rest = windows[len(windows) % size :]
     parts = [rest[i : i + size] for i in range(0, len(rest), size)]
     speeds = relative_spread([speed_of(part) for part in parts])
     sizes = relative_spread([speed_of(part) / rate_of(part) for part in parts])
-    factor = float(stdtrit(len(parts) - 1, 0.975))
-    return rate, rate * factor * math.hypot(speeds, sizes / len(parts) ** 0.5)
+    return rate, rate * student_t(len(parts)) * math.hypot(speeds, sizes / len(parts) ** 0.5)
+
+
+def student_t(count: int) -> float:
+    """Half the width of a 95 % interval of so many values, in standard deviations."""
+    from scipy.special import stdtrit  # scipy.stats takes a second more to import
+
+    return float(stdtrit(count - 1, 0.975))
 
 
 def rate_of(windows: list[Window]) -> float:
@@ -77,8 +82,10 @@ def relative_spread(values: list[float]) -> float:
 
 def sustained_ratio(windows: list[Window]) -> float | None:
     """Speed of the last third of the windows over the first third; None with fewer than three."""
-    windows = steady_windows(windows)
-    third = len(windows) // 3
-    if not third:
-        return None
-    return speed_of(windows[-third:]) / speed_of(windows[:third])
+    return last_over_first(steady_windows(windows), speed_of)
+
+
+def last_over_first(parts: list, speed: Callable[[list], float]) -> float | None:
+    """Speed of the last third of a run's parts over the first third; None with fewer than three."""
+    third = len(parts) // 3
+    return speed(parts[-third:]) / speed(parts[:third]) if third else None

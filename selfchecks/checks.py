@@ -109,19 +109,21 @@ def resnet50_step(batch_size: int = BATCH_SIZE, image_size: int = 32):
 
     from harness.frameworks import pytorch
 
-    options = argparse.Namespace(
-        device="auto", seed=1, precision="fp32", compile=False, channels_last=False
-    )
+    options = argparse.Namespace(device="auto", seed=1, precision="fp32", compile=False)
     device = pytorch.start(options)
     model = resnet50(num_classes=100).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    _, step = pytorch.make_steps(model, torch.nn.CrossEntropyLoss(), optimizer, device, options)
+
+    def loss_function(model, images, labels):
+        return torch.nn.functional.cross_entropy(model(images.float() / 127.5 - 1), labels)
+
+    training = pytorch.Training(model, None, loss_function, optimizer, device, options)
     shape = (batch_size, 3, image_size, image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.randint(100, (batch_size,), device=device)
     return (
-        lambda: step(images, labels),
-        pytorch.synchronize(device),
+        lambda: training.step((images, labels)),
+        training.synchronize,
         lambda: model.fc.bias[0].item(),
     )
 
@@ -230,7 +232,7 @@ def pipeline_cifar100(quick: bool) -> list[Finding]:
     import pytorch_test_computer_vision_cifar100 as script
     from selfchecks.pytorch import loader_rate
 
-    data = script.load_data(argparse.Namespace(data="synthetic"))
+    data = script.load_data(argparse.Namespace(data="synthetic", seed=1))
     loader = script.make_loader(data, BATCH_SIZE, torch.device("cpu"))
     delivered = statistics.median(loader_rate(loader) for _ in range(2 if quick else 5))
     copied = len(data) / shortest_seconds(data.images.clone)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 
 from harness.clock import Clock
 from harness.frameworks import mlx
@@ -44,9 +45,13 @@ def random_batches(batch_size: int, steps: int):
     return mlx.in_memory_batches(tokens, labels, batch_size)
 
 
+def adam() -> optim.Adam:
+    return optim.Adam(learning_rate=1e-3, bias_correction=True)
+
+
 def bare_step():
     """A compiled step, and the state that it changes."""
-    model, optimizer = small_model(), mlx.adam()
+    model, optimizer = small_model(), adam()
     mx.eval(model.parameters())
     state = [model.state, optimizer.state, mx.random.state]
     loss_and_gradients = nn.value_and_grad(model, loss_function)
@@ -66,16 +71,18 @@ def shared_epoch(batch_size: int, steps: int, batches, wait: bool = False):
     Args:
         wait: every step waits for the device.
     """
-    train_step, synchronize = mlx.make_steps(small_model(), loss_function, mlx.adam(), OPTIONS)
 
-    def waiting_step(tokens, labels):
-        loss = train_step(tokens, labels)
-        synchronize()
-        return loss
+    class Waiting(mlx.Training):
+        def step(self, batch):
+            loss = super().step(batch)
+            self.synchronize()
+            return loss
+
+    kind = Waiting if wait else mlx.Training
+    training = kind(small_model(), loss_function, adam(), batches, mlx.Device("cpu"), OPTIONS)
 
     def epoch():
-        clock = Clock(batch_size, batch_size * steps, 1, synchronize)
-        mlx.train(waiting_step if wait else train_step, batches, clock)
+        training.run(Clock(batch_size, batch_size * steps, 1, training.synchronize))
 
     return epoch
 

@@ -49,7 +49,7 @@ def loader_rate(loader) -> float:
 
 def loader_ratio(batch_size: int, rounds: int = 3) -> float:
     """Median over rounds of our loader's rate divided by the usual one's."""
-    data = script.load_data(argparse.Namespace(data="synthetic"))
+    data = script.load_data(argparse.Namespace(data="synthetic", seed=1))
     ours = script.make_loader(data, batch_size, CPU)
     usual = DataLoader(PerImage(data), batch_size, shuffle=True, num_workers=2)
     return statistics.median(loader_rate(ours) / loader_rate(usual) for _ in range(rounds))
@@ -61,25 +61,27 @@ def loop_ratios(batch_size: int = 8, steps: int = 6, pairs: int = 30) -> list[fl
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    options = argparse.Namespace(precision="fp32", compile=False, channels_last=False)
+    options = argparse.Namespace(precision="fp32", compile=False)
     model = resnet18(num_classes=script.EXPERIMENT.classes).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    loss_function = torch.nn.CrossEntropyLoss()
+
+    def loss_function(model, images, labels):
+        return torch.nn.functional.cross_entropy(model(images.float() / 127.5 - 1), labels)
+
     images = torch.randint(256, (batch_size * steps, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(script.EXPERIMENT.classes, (batch_size * steps,))
     loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, CPU)
-    _, train_step = pytorch.make_steps(model, loss_function, optimizer, CPU, options)
+    training = pytorch.Training(model, loader, loss_function, optimizer, CPU, options)
 
     def bare():
         for images, labels in loader:
             optimizer.zero_grad()
-            loss = loss_function(model(images.float() / 127.5 - 1), labels)
-            loss.backward()
+            loss_function(model, images, labels).backward()
             optimizer.step()
 
     def shared():
         clock = Clock(batch_size, len(loader.dataset), 1, pytorch.synchronize(CPU))
-        pytorch.train(train_step, loader, clock, CPU)
+        training.run(clock)
 
     return interleaved_ratios(shared, bare, pairs)
 

@@ -19,6 +19,7 @@ import keras_test_computer_vision_cifar100 as cifar100
 import keras_test_nlp as nlp
 from harness.clock import Clock
 from harness.frameworks import keras
+from harness.frameworks.training import measure_training
 from harness.process import UserError
 
 OPTIONS = argparse.Namespace(
@@ -183,7 +184,8 @@ def tf32() -> str:
 def measured(backend: str, device) -> dict:
     """The row of a tiny training on learnable data."""
     model, features, labels = tiny_network(backend)
-    return keras.measure_training(model, features, labels, device, BATCH_SIZE, OPTIONS)
+    training = keras.fit_in_memory(model, features, labels, device, BATCH_SIZE)
+    return measure_training(training, len(labels), BATCH_SIZE, OPTIONS)
 
 
 def other_device(backend: str, device) -> str:
@@ -191,7 +193,7 @@ def other_device(backend: str, device) -> str:
     model, features, labels = tiny_network(backend)
     elsewhere = argparse.Namespace(type="cuda", index=0)
     try:
-        keras.measure_training(model, features, labels, elsewhere, BATCH_SIZE, OPTIONS)
+        keras.fit_in_memory(model, features, labels, elsewhere, BATCH_SIZE)
     except UserError as error:
         return str(error)
     return ""

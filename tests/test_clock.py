@@ -5,6 +5,7 @@ import pytest
 
 import harness.clock
 from harness.clock import Clock
+from harness.observer import Observer
 from harness.windows import Window, steady_rate, sustained_ratio
 
 STEP_SECONDS = 0.05  # on the device
@@ -183,7 +184,8 @@ class FakeMeter:
 
 def test_energy_is_that_of_the_steady_samples():
     device = FakeDevice()
-    clock = Clock(8, 1600, 1, device.synchronize, energy=FakeMeter(device), now=device.now)
+    clock = Clock(8, 1600, 1, device.synchronize, observer=Observer(energy=FakeMeter(device)),
+                  now=device.now)  # fmt: skip
     row = run(device, clock, [8] * 200)
     assert row["average_power_watts"] == pytest.approx(100)
     assert row["energy_joules_per_sample"] == pytest.approx(100 * STEP_SECONDS / 8, rel=0.03)
@@ -207,7 +209,8 @@ class SlowToBegin:
 
 def test_what_watching_costs_is_in_no_epoch():
     device, other = FakeDevice(), FakeDevice()
-    watched = Clock(8, 1600, 1, device.synchronize, watch=SlowToBegin(device), now=device.now)
+    observer = Observer(watch=SlowToBegin(device))
+    watched = Clock(8, 1600, 1, device.synchronize, observer=observer, now=device.now)
     plain = Clock(8, 1600, 1, other.synchronize, now=other.now)
     seconds = [
         run(*device_and_clock, [8] * 200)["avg_time_per_epoch"]
@@ -225,6 +228,6 @@ def test_probe_trains_at_least_two_windows(monkeypatch):
         steps.append(1)
         return 4
 
-    rate = harness.clock.probe_device(step, 4, lambda: None)
+    rate = harness.clock.probe_device(step, lambda: None)
     assert rate == pytest.approx(20, rel=0.2)
     assert len(steps) >= 1 + harness.clock.WARMUP_STEPS + 4

@@ -19,6 +19,7 @@ import harness.card
 import harness.disturbance
 from harness.clock import Clock
 from harness.disturbance import Times, Watch, disturbed, other_load_percent
+from harness.observer import Observer
 from harness.process import run_in_fresh_process, tell
 from harness.terminal import input_bound, verdicts
 
@@ -160,7 +161,7 @@ def test_the_clock_watches_its_steady_part_and_only_that():
         def columns(self):
             return {"other_load_percent": 12.0, "disturbance": "waited"}
 
-    clock = Clock(8, 80, 1, lambda: None, watch=Meter())
+    clock = Clock(8, 80, 1, lambda: None, observer=Observer(watch=Meter()))
     clock.start()
     for _ in range(10):
         clock.step(8)

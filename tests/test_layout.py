@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from nbformat import read
@@ -137,3 +139,72 @@ def test_an_experiment_is_one_file(copy):
     NotebookClient(notebook, timeout=120, resources=resources).execute()
     drawn = {path.stem for path in (copy / "results").glob("*.png")}
     assert {"counting", "overview"} <= drawn
+
+
+LANGUAGE_MODEL = '''
+"""How fast does this machine train a tiny language model?"""
+
+import utils
+
+EXPERIMENT = utils.Experiment(
+    title="PyTorch, language model, random words",
+    chart="pytorch_language_model",
+    description=__doc__,
+    backend="pytorch",
+    task="lm",
+    dataset="words",
+    model="gru",
+    input_size=16,
+    epochs=1,
+    varied=utils.batch_sizes("8"),
+    samples=512,
+    classes=50,
+)
+
+
+def prepare(options):
+    from harness.frameworks import pytorch
+
+    return pytorch.prepare(options, lambda options: None)
+
+
+def measure(batch_size, options):
+    import torch
+
+    from harness.frameworks import pytorch
+    from harness.frameworks.training import measure_training
+
+    device = pytorch.start(options)
+    words = torch.utils.data.TensorDataset(torch.randint(50, (512, 17)))
+    loader = torch.utils.data.DataLoader(words, batch_size, drop_last=True)
+    model = torch.nn.ModuleDict({
+        "words": torch.nn.Embedding(50, 32),
+        "body": torch.nn.GRU(32, 32, batch_first=True),
+        "head": torch.nn.Linear(32, 50),
+    }).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss_function(model, tokens):
+        hidden, _ = model["body"](model["words"](tokens[:, :-1]))
+        return torch.nn.functional.cross_entropy(
+            model["head"](hidden).flatten(0, 1), tokens[:, 1:].flatten()
+        )
+
+    training = pytorch.Training(model, loader, loss_function, optimizer, device, options)
+    return measure_training(training, len(words), batch_size, options)
+
+
+if __name__ == "__main__":
+    utils.sweep(EXPERIMENT, prepare, measure)
+'''
+
+
+def test_a_training_that_is_no_image_classifier_is_one_file_too(copy):
+    (copy / "language_model_test.py").write_text(LANGUAGE_MODEL)
+    flags = ("--machine_name=A", "--device=cpu", "--max_seconds=0.2")
+    assert "batch size 8: " in run(copy, "language_model_test.py", *flags)
+    (path,) = (copy / "results").rglob("*_results.csv")
+    row = pd.read_csv(path).iloc[0]
+    assert row["status"] == "ok" and row["train_loss"] == pytest.approx(np.log(50), rel=0.1)
+    assert row["samples_per_second"] > 0 and row["tflops_per_second"] > 0
+    assert run(copy, "check_results.py").startswith("1 files, 0 problems")

@@ -18,10 +18,10 @@ from harness.generation import (
     figures_of,
     next_turn,
     plan,
-    sustained_ratio,
     verdicts,
 )
 from harness.process import UserError
+from harness.windows import last_over_first
 
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
 EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]._replace(
@@ -161,8 +161,8 @@ def test_a_turn_that_fails_is_a_row():
 
 
 def test_sustained_ratio_and_what_is_said_of_it():
-    assert sustained_ratio([10.0, 9.0]) is None
-    assert sustained_ratio([10, 10, 9, 9, 8, 8]) == 0.8
+    assert last_over_first([10.0, 9.0], sum) is None
+    assert last_over_first([10, 10, 9, 9, 8, 8], sum) == 0.8
     row = {"status": "ok", "question": "Why?", "data": "real", "sustained_ratio": 0.8}
     reads = {"status": "ok", "question": "tg128", "data": "real", "bandwidth_gb_per_second": 50.0}
     assert any("0.80 of their first speed" in line for line in verdicts([row]))

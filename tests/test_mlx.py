@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,11 @@ import utils
 from harness.clock import Clock
 from harness.endings import is_out_of_memory
 from harness.frameworks import mlx
+from harness.frameworks.training import measure_training
 from harness.models.resnet50_mlx import ResNet50
 from reporting.tables import load_results
+
+CPU = mlx.Device("cpu")
 
 ROOT = Path(nlp.__file__).parent
 
@@ -56,8 +60,13 @@ class Brightness(nn.Module):
         return self.fc(images.reshape(len(images), -1).astype(self.fc.weight.dtype))
 
 
+def adam():
+    """As in the scripts."""
+    return optim.Adam(learning_rate=1e-3, bias_correction=True)
+
+
 def image_loss(model, images, labels):
-    return mlx.cross_entropy(model(mlx.normalize(images)), labels)
+    return mlx.cross_entropy(model(images.astype(mx.float32) / 127.5 - 1), labels)
 
 
 def measure_tiny(options, batch_size=32, epochs=1, samples=250):
@@ -68,7 +77,8 @@ def measure_tiny(options, batch_size=32, epochs=1, samples=250):
     batches = mlx.in_memory_batches(images, labels, batch_size)
     model = Brightness()
     device = mlx.choose_device("cpu")
-    row = mlx.measure_training(model, image_loss, batches, samples, device, batch_size, options)
+    training = mlx.Training(model, image_loss, adam(), batches, device, options)
+    row = measure_training(training, samples, batch_size, options)
     return row, model
 
 
@@ -112,7 +122,7 @@ def test_resnet50_has_torchvisions_operations():
         )
         loss.backward()
     images, labels = mx.zeros((2, 32, 32, 3), mx.uint8), mx.zeros(2, mx.int32)
-    assert mlx.count_flops(ResNet50(100), image_loss, images, labels) == counter.get_total_flops()
+    assert mlx.count_flops(ResNet50(100), image_loss, (images, labels)) == counter.get_total_flops()
 
 
 def test_small_transformer_is_that_of_keras():
@@ -145,7 +155,7 @@ def test_small_transformer_is_that_of_keras():
 # The clock and laziness
 
 
-def heavy_steps(options):
+def heavy_training(options):
     """A step of many milliseconds that one millisecond of Python asks for; its batch."""
     model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
     batch = mx.random.normal((256, 512)), mx.zeros(256, mx.int32)
@@ -153,40 +163,41 @@ def heavy_steps(options):
     def loss(model, features, labels):
         return mlx.cross_entropy(model(features), labels)
 
-    return mlx.make_steps(model, loss, mlx.adam(), options), batch
+    return mlx.Training(model, loss, adam(), lambda: [batch] * 10, CPU, options), batch
 
 
-def reported_over_true(train_step, synchronize, batch, wait) -> float:
-    """The clock's rate of a few steps, over that of a stopwatch which waits by `wait`."""
+def reported_over_true(training, synchronize, batch) -> float:
+    """The clock's rate of a few steps, over that of a stopwatch which really waits."""
+    wait = training.synchronize
     clock = Clock(256, 256 * 10, 1, synchronize)
     wait()
-    mlx.train(train_step, lambda: [batch] * 10, clock)
+    training.run(clock)
     reported = clock.measurement()["samples_per_second"]
     wait()
     start = time.perf_counter()
     for _ in range(6):
-        train_step(*batch)
+        training.step(batch)
     wait()
     return reported / (6 * 256 / (time.perf_counter() - start))
 
 
 def test_the_clock_waits_for_lazy_work(options):
-    (train_step, synchronize), batch = heavy_steps(options)
-    assert 0.5 < reported_over_true(train_step, synchronize, batch, synchronize) < 2
+    training, batch = heavy_training(options)
+    assert 0.5 < reported_over_true(training, training.synchronize, batch) < 2
 
 
 def test_a_step_that_nothing_evaluates_inside_the_clock_is_caught(options, monkeypatch):
-    (train_step, synchronize), batch = heavy_steps(options)
+    training, batch = heavy_training(options)
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)
-    assert reported_over_true(train_step, lambda: None, batch, synchronize) > 2
+    assert reported_over_true(training, lambda: None, batch) > 2
 
 
-def waits_beside_windows(train_step, batches, clock, monkeypatch) -> int:
+def waits_beside_windows(training, clock, monkeypatch) -> int:
     """How often an epoch waited for the device, without the edges of windows."""
     waits = []
     evaluate = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
-    mlx.train(train_step, batches, clock)
+    training.run(clock)
     monkeypatch.setattr(mx, "eval", evaluate)
     edges = len(clock.windows) + 4  # the start, the first step, the warm-up, the stop
     return max(0, len(waits) - edges)
@@ -194,16 +205,17 @@ def waits_beside_windows(train_step, batches, clock, monkeypatch) -> int:
 
 def test_no_step_waits_for_the_device_and_one_that_does_is_caught(options, monkeypatch):
     model, batch = Brightness(), (mx.zeros((32, 2, 2, 3), mx.uint8), mx.zeros(32, mx.int32))
-    train_step, synchronize = mlx.make_steps(model, image_loss, mlx.adam(), options)
 
-    def waiting_step(*batch):
-        loss = train_step(*batch)
-        mx.eval(loss)
-        return loss
+    class Waiting(mlx.Training):
+        def step(self, batch):
+            loss = super().step(batch)
+            mx.eval(loss)
+            return loss
 
-    for step, waits in ((train_step, 0), (waiting_step, 40)):
-        clock = Clock(32, 32 * 50, 1, synchronize)
-        found = waits_beside_windows(step, lambda: [batch] * 50, clock, monkeypatch)
+    for kind, waits in ((mlx.Training, 0), (Waiting, 40)):
+        training = kind(model, image_loss, adam(), lambda: [batch] * 50, CPU, options)
+        clock = Clock(32, 32 * 50, 1, training.synchronize)
+        found = waits_beside_windows(training, clock, monkeypatch)
         assert (found >= waits) if waits else found == 0
 
 
@@ -229,7 +241,7 @@ def test_batches_are_full_and_shuffled_and_hold_no_sample_twice():
 
 def test_adam_is_pytorchs():
     theirs = torch.ones(4, requires_grad=True)
-    their_adam, our_adam = torch.optim.Adam([theirs], lr=1e-3), mlx.adam()
+    their_adam, our_adam = torch.optim.Adam([theirs], lr=1e-3), adam()
     ours = {"weight": mx.ones(4)}
     for step in range(5):
         gradient = np.float32([0.1, -2.0, 30.0, 1e-3]) * (step + 1)
@@ -254,14 +266,14 @@ def test_the_pass_is_in_the_precision_and_the_weights_stay_float32(options, prec
     model = Brightness()
 
     def loss(model, images, labels):
-        logits = model(mlx.normalize(images))
+        logits = model(images.astype(mx.float32) / 127.5 - 1)
         seen.append(logits.dtype)
         return mlx.cross_entropy(logits, labels)
 
-    train_step, synchronize = mlx.make_steps(model, loss, mlx.adam(), options)
+    training = mlx.Training(model, loss, adam(), None, CPU, options)
     before = mx.array(model.fc.weight)
-    train_step(mx.zeros((32, 2, 2, 3), mx.uint8), mx.zeros(32, mx.int32))
-    synchronize()
+    training.step((mx.zeros((32, 2, 2, 3), mx.uint8), mx.zeros(32, mx.int32)))
+    training.synchronize()
     assert seen == [mlx.DTYPES[precision]]
     assert model.fc.weight.dtype == mx.float32 and not mx.array_equal(model.fc.weight, before)
 

@@ -12,8 +12,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR100
+from tiny_training import image_row
 
+import harness.cifar100
 import pytorch_test_computer_vision_cifar100 as script
 import utils
 from harness.frameworks import pytorch
@@ -21,8 +22,8 @@ from harness.frameworks import pytorch
 IMAGES = 64
 
 
-def cifar100_archive() -> tuple[bytes, dict[str, str]]:
-    """A cifar-100-python.tar.gz of few images, and the MD5 sum of each file in it."""
+def cifar100_archive() -> bytes:
+    """A cifar-100-python.tar.gz of few images."""
     random = np.random.default_rng(0)
     files = {}
     for name, count in (("train", IMAGES), ("test", 8)):
@@ -36,23 +37,22 @@ def cifar100_archive() -> tuple[bytes, dict[str, str]]:
         "fine_label_names": [f"fine {i}" for i in range(100)],
         "coarse_label_names": [f"coarse {i}" for i in range(20)],
     }
-    buffer, sums = io.BytesIO(), {}
+    buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in files.items():
             data = pickle.dumps(content)
-            sums[name] = hashlib.md5(data).hexdigest()
             entry = tarfile.TarInfo(f"cifar-100-python/{name}")
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue(), sums
+    return buffer.getvalue()
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves the archive over loopback, where torchvision is told to find it."""
+    """Serves the archive over loopback."""
     folder = tmp_path / "served"
     folder.mkdir()
-    archive, sums = cifar100_archive()
+    archive = cifar100_archive()
     (folder / "cifar-100-python.tar.gz").write_bytes(archive)
     requests = []
 
@@ -64,11 +64,8 @@ def server(tmp_path, monkeypatch):
     http.requests = requests
     threading.Thread(target=http.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{http.server_port}/cifar-100-python.tar.gz"
-    monkeypatch.setattr(CIFAR100, "url", url)
-    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive).hexdigest())
-    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
-    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
-    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": sums["meta"]})
+    monkeypatch.setattr(harness.cifar100, "URL", url)
+    monkeypatch.setattr(harness.cifar100, "SHA256", hashlib.sha256(archive).hexdigest())
     yield http
     http.shutdown()
     http.server_close()
@@ -100,13 +97,13 @@ def test_images_and_fine_labels_are_those_of_the_archive(server, options):
 
 
 def test_broken_checksum_is_an_error_not_a_fallback(server, options, monkeypatch):
-    monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
+    monkeypatch.setattr(harness.cifar100, "SHA256", "0" * 64)
     with pytest.raises(utils.UserError, match="--data_dir.*delete"):
         script.prepare(options)
 
 
 def test_unreachable_server(server, options, monkeypatch):
-    monkeypatch.setattr(CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
+    monkeypatch.setattr(harness.cifar100, "URL", "http://127.0.0.1:9/cifar-100-python.tar.gz")
     assert script.prepare(options)["data"] == "synthetic"
     options.data = "real"
     with pytest.raises(utils.UserError, match="--data=real"):
@@ -140,8 +137,7 @@ def measure_tiny(options, monkeypatch, batch_size, epochs):
     loader = script.make_loader(script.InMemoryImages(images, labels), batch_size, device)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss = torch.nn.CrossEntropyLoss()
-    return pytorch.measure_training(model, loader, loss, optimizer, device, batch_size, options)
+    return image_row(model, loader, optimizer, device, batch_size, options)
 
 
 def test_loss_falls_on_learnable_data(options, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from result_files import training_row
+from tiny_training import image_loss, image_row
 
 import harness.environment
 import harness.frameworks.trainer
@@ -20,7 +21,7 @@ import pytorch_test_computer_vision_food101 as food101
 import utils
 from check_results import check_loss
 from harness.clock import Clock
-from harness.frameworks import pytorch
+from harness.frameworks import pytorch, training
 from harness.results import COLUMNS, append_row, read_rows
 from harness.terminal import is_nonsense, verdicts
 from reporting.speeds import is_good, speeds
@@ -120,15 +121,17 @@ def test_variables_that_change_what_is_measured_are_not_heeded(monkeypatch, caps
 
 def test_peak_memory_is_counted_anew_after_the_first_step(monkeypatch):
     events = []
-    monkeypatch.setattr(pytorch, "forget_trials", lambda device: events.append(device))
+    monkeypatch.setattr(pytorch, "reset_peak_memory", lambda device: events.append(device))
     clock = Clock(2, 8, 1, lambda: None)
-    batch = torch.zeros(2, 3), torch.zeros(2)
+    batch = torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.long)
 
-    def step(*_):
+    def loss(model, images, labels):
         events.append("step")
-        return torch.zeros(())
+        return image_loss(model, images, labels)
 
-    pytorch.train(step, [batch] * 4, clock, CPU)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    adam = torch.optim.Adam(model.parameters())
+    pytorch.Training(model, [batch] * 4, loss, adam, CPU, OPTIONS).run(clock)
     assert events == ["step", CPU, "step", "step", "step"]
 
 
@@ -136,7 +139,7 @@ def test_trials_are_forgotten_on_cuda_only(monkeypatch):
     forgotten = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
     for device in (CPU, MPS, CUDA):
-        pytorch.forget_trials(device)
+        pytorch.reset_peak_memory(device)
     assert forgotten == [CUDA]
 
 
@@ -177,9 +180,7 @@ def tiny_row(monkeypatch, to=None, **changed):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
     fused = pytorch.has_fused_adam(device, options.precision)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
-    return pytorch.measure_training(
-        model, loader, torch.nn.CrossEntropyLoss(), adam, device, 32, options
-    )
+    return image_row(model, loader, adam, device, 32, options)
 
 
 def test_the_probes_steps_copy_from_the_host_as_the_runs_do(monkeypatch):
@@ -193,7 +194,7 @@ def test_the_probes_steps_copy_from_the_host_as_the_runs_do(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", counted)
     steps = []
-    probe = pytorch.probe_device
+    probe = training.probe_device
 
     def probe_and_count(*arguments):
         before = len(copied)
@@ -202,7 +203,7 @@ def test_the_probes_steps_copy_from_the_host_as_the_runs_do(monkeypatch):
         assert len(copied) - before == 2 * len(steps)  # images and labels, every time
         return speed
 
-    monkeypatch.setattr(pytorch, "probe_device", probe_and_count)
+    monkeypatch.setattr(training, "probe_device", probe_and_count)
     tiny_row(monkeypatch)
     assert steps and all(keywords == copied[0] for keywords in copied)
 
@@ -248,12 +249,13 @@ def test_whole_and_extrapolated_epochs_agree_where_batches_do_not_divide_the_dat
 
 def test_no_second_shape_is_compiled(monkeypatch):
     shapes = set()
-    step = pytorch.train
+    step = pytorch.Training.step
 
-    def watched(train_step, *arguments):
-        return step(lambda *b: shapes.add(b[0].shape) or train_step(*b), *arguments)
+    def watched(one, batch):
+        shapes.add(batch[0].shape)
+        return step(one, batch)
 
-    monkeypatch.setattr(pytorch, "train", watched)
+    monkeypatch.setattr(pytorch.Training, "step", watched)
     row = tiny_row(monkeypatch, epochs=2)  # of 264 samples
     assert shapes == {(32, 3, 8, 8)} and not row["extrapolated"]
 
@@ -301,13 +303,13 @@ class EmptyLoader(list):
 def test_the_scripts_ask_for_it(monkeypatch, script):
     given = []
     monkeypatch.setattr("torchvision.models.resnet50", lambda num_classes: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(training, "measure_training", lambda one, *_, **__: given.append(one) or {})
     data = getattr(script, "food101", script)  # where the script's data and loader come from
-    monkeypatch.setattr(data, "load_data", lambda options: None)
+    monkeypatch.setattr(data, "load_data", lambda options: [])
     monkeypatch.setattr(data, "make_loader", lambda *_, **__: EmptyLoader())
-    monkeypatch.setattr(pytorch, "measure_training", lambda *a, **_: given.extend(a) or {})
     script.measure(8, OPTIONS)
-    (adam,) = [part for part in given if isinstance(part, torch.optim.Adam)]
-    assert adam.defaults["fused"] is True
+    (made,) = given
+    assert made.optimizer.defaults["fused"] is True
 
 
 # A loss that is nonsense

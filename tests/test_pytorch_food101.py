@@ -29,7 +29,6 @@ import harness.twins.photographs
 import pytorch_test_computer_vision_food101 as script
 from harness import food101
 from harness.clock import Clock
-from harness.frameworks import pytorch
 
 ROOT = Path(script.__file__).parent
 CPU = torch.device("cpu")
@@ -240,8 +239,10 @@ def test_the_rate_leaves_out_what_the_workers_had_queued(twin, monkeypatch):
     monkeypatch.setattr(harness.machine, "usable_cores", lambda: 5)
     monkeypatch.setattr(food101, "load_data", lambda options: twin)
     passed = {}
-    monkeypatch.setattr(pytorch, "measure_training", lambda *_, **kw: passed.update(kw) or {})
-    options = argparse.Namespace(device="cpu", seed=1, precision="fp32")
+    monkeypatch.setattr(
+        "harness.frameworks.training.measure_training", lambda *_, **kw: passed.update(kw) or {}
+    )
+    options = argparse.Namespace(device="cpu", seed=1, precision="fp32", channels_last=False)
     assert script.measure(4, options) == {"loader_workers": 5}
     assert passed == {"warmup_steps": 10}
 

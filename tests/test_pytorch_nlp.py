@@ -25,7 +25,7 @@ import harness.frameworks.trainer
 import pytorch_test_nlp as script
 import utils
 from harness.clock import Clock
-from harness.frameworks import pytorch
+from harness.frameworks import pytorch, training
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -357,16 +357,24 @@ def test_smaller_last_batch_is_left_out_and_its_time_is_counted(options, tmp_pat
 
 def test_longer_texts_are_more_work(monkeypatch):
     """The probe and the counted operations are of other texts than the run's: tokens convert."""
-    monkeypatch.setattr(pytorch, "probe_device", lambda *arguments: 1000.0)  # tokens/s
-    clock = Clock(4, 40, 1, lambda: None)
-    clock.start()
-    for _ in range(10):
-        clock.step(4, work=800)
-    clock.stop()
-    product = lambda: torch.ones(10, 10) @ torch.ones(10, 10)  # noqa: E731
-    row = pytorch.complete_row(
-        clock, 0.0, CPU, None, product, backward_work=100, network=None, batch_size=4
-    )
+    monkeypatch.setattr(training, "probe_device", lambda *arguments: 1000.0)  # tokens/s
+
+    class Texts:
+        train_step = None
+
+        def run(self, clock):
+            clock.start()
+            for _ in range(10):
+                clock.step(4, work=800)
+            clock.stop()
+
+        def flops_per_work(self):
+            return 2 * 10**3 / 100
+
+        def peak_memory_gb(self):
+            return None
+
+    row = training.row_of(Texts(), Clock(4, 40, 1, lambda: None))
     assert row["compute_samples_per_second"] == 1000 / 200
     flops_per_text = 2 * 10**3 / 100 * 200
     assert row["tflops_per_second"] == pytest.approx(
@@ -464,4 +472,4 @@ def test_another_precision_than_the_rows_is_an_error(options, tmp_path, monkeypa
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     trainer = tiny_trainer(options, tmp_path, 16)
     with pytest.raises(RuntimeError, match="--precision=fp32: Trainer would compute in bf16"):
-        harness.frameworks.trainer.measure_training(trainer, CPU, options)
+        harness.frameworks.trainer.Training(trainer, CPU, options)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import rank_functions as functions
 
+import utils
 from harness.clock import Clock, Team
 from harness.frameworks import ranks
 from harness.process import UsageError, UserError, run_in_fresh_process
@@ -89,7 +90,7 @@ def test_one_device_is_as_it_was():
 def test_more_devices_than_there_are_is_bad_usage():
     with pytest.raises(UsageError, match=r"--num_devices=1000: there are \d+ of cpu"):
         ranks.device_count(functions.options(num_devices=1000))
-    with pytest.raises(UsageError, match="--main_address=host:port"):
+    with pytest.raises(UsageError, match="--nnodes: --master_addr"):
         ranks.require_address(functions.options(num_machines=2))
 
 
@@ -197,3 +198,18 @@ def test_a_machine_taken_away_while_they_train_is_one_line(machines):
     second.kill()
     assert time.monotonic() - cut < 60
     assert "RuntimeError: rank 0: " in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--nnodes=2", "--node_rank=1", "--master_addr=here", "--master_port=17"],
+     ["--num_machines=2", "--machine_rank=1", "--main_address=here:17"]],
+)  # fmt: skip
+def test_flags_are_torchruns_and_the_older_names_still_do(monkeypatch, flags):
+    experiment = utils.Experiment(
+        "A", "a", "", "pytorch", "cv", "m", varied=utils.batch_sizes("1"), epochs=1
+    )
+    monkeypatch.setattr(sys, "argv", ["a", *flags])
+    options = utils.parse_arguments(experiment)
+    assert (options.num_machines, options.machine_rank) == (2, 1)
+    assert options.main_address == "here:17"

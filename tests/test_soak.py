@@ -9,11 +9,13 @@ import types
 import pytest
 import torch
 from test_tables import best, row, write_rows
+from tiny_training import image_row
 
 import harness.soak
 import utils
 from harness.clock import Clock
 from harness.frameworks import pytorch
+from harness.observer import Observer
 from harness.soak import COLD, SUSTAINED, Soak
 
 STEP_SECONDS, BATCH = 0.1, 8
@@ -44,7 +46,8 @@ class Fanless:
 
 
 def clock_of(device: Fanless, samples: int = 8_000, soak=None, **arguments) -> Clock:
-    return Clock(BATCH, samples, 2, lambda: None, now=device.now, soak=soak, **arguments)
+    return Clock(BATCH, samples, 2, lambda: None, now=device.now, observer=Observer(soak=soak),
+                 **arguments)  # fmt: skip
 
 
 @pytest.mark.parametrize("limit", [None, 30.0])
@@ -124,9 +127,7 @@ def test_a_real_training_goes_on_beyond_its_epochs(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     adam = torch.optim.Adam(model.parameters())
     monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
-    found = pytorch.measure_training(
-        model, loader, torch.nn.CrossEntropyLoss(), adam, device, 8, options
-    )
+    found = image_row(model, loader, adam, device, 8, options)
     assert 0.5 <= found["soak_seconds"] < 2
     assert found["samples_per_second"] > 0 and not found["extrapolated"]
 

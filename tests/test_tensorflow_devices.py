@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import utils
-from harness.frameworks import fit, tensorflow
+from harness.frameworks import fit, tensorflow, training
 
 ROOT = Path(__file__).parent.parent
 CPU, CUDA, METAL = (tensorflow.Device(kind) for kind in ("cpu", "cuda", "mps"))
@@ -95,8 +95,8 @@ def test_bf16_by_emulation_is_refused(monkeypatch, capability, refused):
 
 def test_peak_memory_is_counted_anew_after_the_first_step(options, monkeypatch):
     forgotten = []
-    monkeypatch.setattr(tensorflow, "forget_trials", forgotten.append)
-    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: tensorflow.forget_trials(CPU))
+    monkeypatch.setattr(tensorflow, "reset_peak_memory", forgotten.append)
+    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: tensorflow.reset_peak_memory(CPU))
     for batch in range(3):
         timed.on_train_batch_end(batch)
     assert forgotten == [CPU]
@@ -116,7 +116,7 @@ def test_trials_are_forgotten_on_cuda_only(monkeypatch):
     forgotten = []
     monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", forgotten.append)
     for device in (CPU, METAL, CUDA):
-        tensorflow.forget_trials(device)
+        tensorflow.reset_peak_memory(device)
     assert forgotten == ["GPU:0"]
 
 
@@ -134,14 +134,14 @@ def test_the_probes_steps_are_the_runs(options, monkeypatch):
     """A batch from a host iterator, and a loss that comes back through one."""
     steps = {"run": [], "probe": []}
     part = "run"
-    probe = fit.probe_device
+    probe = training.probe_device
 
     def probe_and_count(*arguments):
         nonlocal part
         part = "probe"
         return probe(*arguments)
 
-    monkeypatch.setattr(fit, "probe_device", probe_and_count)
+    monkeypatch.setattr(training, "probe_device", probe_and_count)
     device = tensorflow.start(options)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -155,7 +155,7 @@ def test_the_probes_steps_are_the_runs(options, monkeypatch):
     model.train_function = watched
     features, labels = np.zeros((64, 4), np.float32), np.zeros(64, np.int64)
     dataset = tensorflow.in_memory_batches(features, labels, 16)
-    tensorflow.measure_training(model, dataset, 64, device, 16, options)
+    training.measure_training(tensorflow.fit(model, dataset, device), 64, 16, options)
     assert len(steps["run"]) == 4 and len(steps["probe"]) > 4
     assert all(steps["run"]) and all(steps["probe"])
 

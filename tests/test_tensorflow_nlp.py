@@ -16,6 +16,7 @@ import harness.imdb
 import tensorflow_test_nlp as script
 import utils
 from harness.frameworks import tensorflow
+from harness.frameworks.training import measure_training
 from harness.models.small_transformer import small_transformer
 
 ROOT = Path(__file__).parent.parent
@@ -144,9 +145,8 @@ def test_loss_falls_on_learnable_data(options):
 
     dataset = tensorflow.in_memory_batches(tokens, labels, 16)
     options.epochs = 15
-    row = tensorflow.measure_training(
-        script.build_model(options), dataset, 256, device, 16, options
-    )
+    training = tensorflow.fit(script.build_model(options), dataset, device)
+    row = measure_training(training, 256, 16, options)
     # An untrained network's is ln 2, 0.69.
     assert row["train_loss"] < 0.35
 

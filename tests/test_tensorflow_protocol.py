@@ -15,6 +15,7 @@ import tensorflow as tf
 import harness.clock
 import utils
 from harness.frameworks import fit, tensorflow
+from harness.frameworks.training import measure_training
 from harness.process import is_out_of_memory
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,8 @@ def measure_tiny(options, batch_size=32, samples=256):
     model = keras.Model(inputs, dense(keras.layers.Flatten()(scale(inputs))))
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=options.compile)
     dataset = tensorflow.in_memory_batches(images, labels, batch_size)
-    return tensorflow.measure_training(model, dataset, samples, device, batch_size, options)
+    training = tensorflow.fit(model, dataset, device)
+    return measure_training(training, samples, batch_size, options)
 
 
 def test_loss_falls_on_learnable_data(options):
@@ -68,8 +70,10 @@ def test_loss_falls_when_compiled(options):
 def test_columns_are_pytorchs(options):
     # In a process of its own, because PyTorch must not be loaded after TensorFlow.
     code = """
-import argparse, json, torch, harness.clock
+import argparse, json, sys, torch, harness.clock
 from harness.frameworks import pytorch
+sys.path.insert(0, "tests")
+from tiny_training import image_row
 harness.clock.PROBE_SECONDS = 0.1
 options = argparse.Namespace(device="cpu", precision="fp32", compile=False, channels_last=False,
                              seed=1, epochs=1, max_seconds=None, thermal_protocol="cold")
@@ -77,9 +81,8 @@ device = pytorch.start(options)
 data = torch.utils.data.TensorDataset(torch.zeros(256, 3, 8, 8, dtype=torch.uint8),
                                       torch.zeros(256, dtype=torch.long))
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-row = pytorch.measure_training(
-    model, torch.utils.data.DataLoader(data, 32), torch.nn.CrossEntropyLoss(),
-    torch.optim.Adam(model.parameters()), device, 32, options)
+adam = torch.optim.Adam(model.parameters())
+row = image_row(model, torch.utils.data.DataLoader(data, 32), adam, device, 32, options)
 print(json.dumps([list(row), list(pytorch.facts(device))]))
 """
     done = subprocess.run(
@@ -98,7 +101,7 @@ print(json.dumps([list(row), list(pytorch.facts(device))]))
 def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
     waited, read = [], []
     monkeypatch.setattr(tensorflow, "synchronize", lambda model: lambda: waited.append(1))
-    monkeypatch.setattr("harness.frameworks.fit.probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr("harness.frameworks.training.probe_device", lambda *arguments: 1.0)
     windows = []
     measured = harness.clock.Clock.measurement
     monkeypatch.setattr(
@@ -130,7 +133,7 @@ def test_no_pause_between_epochs(options, monkeypatch):
         ends.append(harness.clock.time.perf_counter())
         return step(clock, samples)
 
-    monkeypatch.setattr(fit, "probe_device", lambda *arguments: 1.0)
+    monkeypatch.setattr("harness.frameworks.training.probe_device", lambda *arguments: 1.0)
     monkeypatch.setattr(harness.clock.Clock, "step", slow_step)
     options.epochs = 3
     measure_tiny(options, batch_size=1, samples=75)
@@ -149,7 +152,7 @@ def test_smaller_last_batch_is_left_out_and_its_time_is_counted(options):
     clocks = []
     measured = harness.clock.Clock.measurement
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "probe_device", lambda *arguments: 1.0)
+        patch.setattr("harness.frameworks.training.probe_device", lambda *arguments: 1.0)
         patch.setattr(
             harness.clock.Clock,
             "measurement",

@@ -15,6 +15,7 @@ HEAD = """
 import argparse, json, sys
 import harness.clock
 from harness.frameworks import tensorflow
+from harness.frameworks.training import measure_training
 import keras, numpy as np, tensorflow as tf
 harness.clock.PROBE_SECONDS = 0.3
 options = argparse.Namespace(
@@ -41,7 +42,8 @@ print(json.dumps(np.concatenate([w.numpy().ravel() for w in model.trainable_vari
 """
 ROW = """
 dataset = tensorflow.in_memory_batches(images, labels, 8 * device.count)
-row = tensorflow.measure_training(build("adam"), dataset, 640, device, 8, options)
+training = tensorflow.fit(build("adam"), dataset, device)
+row = measure_training(training, 640, 8, options, devices=device.count)
 print(json.dumps(row | {"facts": device.count}))
 """
 

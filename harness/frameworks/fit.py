@@ -1,17 +1,14 @@
 """The shared clock inside Keras' `model.fit`, whichever backend computes.
 
 This module imports Keras, so the backend must have been chosen before. A backend is a module here:
-`tensorflow`, `keras_torch` or `keras_jax`, which have the functions that `measure_fit` calls.
+`tensorflow`, `keras_torch` or `keras_jax`, which have the functions that `Fit` calls.
 """
 
 from collections.abc import Callable
 
 import keras
 
-from harness.clock import WARMUP_STEPS, Clock, probe_device
-from harness.disturbance import Watch
-from harness.energy import energy_meter
-from harness.soak import soak_for
+from harness.clock import Clock
 
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
@@ -55,62 +52,38 @@ def require_compiled(model) -> None:
         raise RuntimeError("--compile: Keras runs every operation by itself")
 
 
-def measure_fit(
-    model, data: dict, backend, samples: int, device, batch_size: int, options,
-    warmup_steps: int = WARMUP_STEPS, devices: int = 1,
-) -> dict:  # fmt: skip
-    """Train a compiled classifier under the shared clock, then probe it without its pipeline.
+class Fit:
+    """A compiled classifier in `model.fit`; see `harness.frameworks.training`.
 
     Args:
         data: arguments of `model.fit`: full batches of features and integer labels (N,), or arrays.
         backend: its module.
-        samples: of one epoch.
         device: has a `type` and an `index`.
-        batch_size: of one device.
-        warmup_steps: steps after the first one that the steady rate leaves out.
-        devices: how many train together.
-
-    Returns:
-        The measured columns of a row.
     """
-    batch_size *= devices
-    if batch_size > samples:
-        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    clock = Clock(
-        batch_size,
-        samples,
-        options.epochs,
-        backend.synchronize(model),
-        options.max_seconds,
-        # Of several, one device's joules are too few.
-        energy_meter(device.type, device.index or 0) if devices == 1 else None,
-        warmup_steps,
-        watch=Watch(device.type, device.index or 0),
-        soak=soak_for(options),
-    )
 
-    def after_first_step():
-        backend.forget_trials(device)
-        backend.require_compiled(model)
+    def __init__(self, model, data: dict, backend, device):
+        self.model, self.data, self.backend, self.device = model, data, backend, device
+        self.synchronize = backend.synchronize(model)
 
-    timed = TimedFit(model, clock, after_first_step)
-    model.fit(**data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
-    row = clock.measurement()
-    row["train_loss"] = float(timed.loss)
-    features, labels = backend.full_batch(data)
-    update = backend.make_train_step(model, features, labels)
+    def run(self, clock: Clock) -> float:
+        timed = TimedFit(self.model, clock, self.after_first_step)
+        self.model.fit(**self.data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
+        self.batch = self.backend.full_batch(self.data)
+        self.update = self.backend.make_train_step(self.model, *self.batch)
+        return float(timed.loss)
 
-    def train_step():
-        update()
-        return batch_size
+    def after_first_step(self) -> None:
+        self.backend.reset_peak_memory(self.device)
+        self.backend.require_compiled(self.model)
 
-    speed = probe_device(train_step, batch_size, backend.synchronize(model))
-    row["compute_samples_per_second"] = speed
-    row["peak_memory_gb"] = backend.peak_memory_gb(device)
-    if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / speed)
+    def train_step(self) -> int:
+        self.update()
+        return len(self.batch[1])
+
+    def flops_per_work(self) -> float:
         # Two samples are enough: the work of a step grows with the batch.
-        features, labels = features[:2], labels[:2]
-        flops_per_sample = backend.count_flops(model, features, labels) / len(labels)
-        row["tflops_per_second"] = flops_per_sample * rate / 1e12
-    return row
+        few = [part[:2] for part in self.batch]
+        return self.backend.count_flops(self.model, *few) / len(few[1])
+
+    def peak_memory_gb(self) -> float | None:
+        return self.backend.peak_memory_gb(self.device)

@@ -126,25 +126,22 @@ def facts_of(backend: str, options) -> dict:
     }
 
 
-def measure_training(model, features, labels, device, batch_size: int, options) -> dict:
-    """Train a compiled classifier on arrays under the shared clock, then probe the device alone.
+def fit_in_memory(model, features, labels, device, batch_size: int):
+    """The training of a compiled classifier on arrays; see `harness.frameworks.training`.
 
     Args:
         features, labels: NumPy arrays (N, ...) and (N,), batched in memory by the backend's own
             means.
-
-    Returns:
-        The measured columns of a row.
 
     Raises:
         UserError: Keras did not place the weights on the device.
     """
     import keras
 
-    from harness.frameworks.fit import measure_fit
+    from harness.frameworks.fit import Fit
 
     backend = module_of(keras.config.backend())
     if (place := backend.placed_on(model)) != device.type:
         raise UserError(f"Keras placed the weights on {place}, not on {device.type}")
     data = backend.batches(features, labels, batch_size)
-    return measure_fit(model, data, backend, len(labels), device, batch_size, options)
+    return Fit(model, data, backend, device)

@@ -123,7 +123,7 @@ def placed_on(model) -> str:
     return " and ".join(sorted("cuda" if name == "gpu" else name for name in platforms))
 
 
-def forget_trials(device: Device) -> None:
+def reset_peak_memory(device: Device) -> None:
     """Nothing: JAX cannot count the peak of memory anew."""
 
 

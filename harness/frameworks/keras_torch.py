@@ -6,9 +6,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.frameworks import pytorch
-from harness.frameworks.pytorch import facts, forget_trials, peak_memory_gb
+from harness.frameworks.pytorch import facts, peak_memory_gb, reset_peak_memory
 
-__all__ = ["facts", "forget_trials", "peak_memory_gb"]
+__all__ = ["facts", "reset_peak_memory", "peak_memory_gb"]
 
 
 def start(options) -> torch.device:

@@ -25,10 +25,11 @@ from harness.frameworks.llama import (
     parts_of,
     peak_memory_gb,
 )
-from harness.generation import attempt, sustained_ratio
+from harness.generation import attempt
 from harness.process import UsageError, UserError
 from harness.questions import in_chat_format
 from harness.stopwatch import stopwatch, watched_columns
+from harness.windows import last_over_first
 
 LLAMA2_PROMPT = "[INST] {} [/INST]"
 LLAMA2_SYSTEM = "<<SYS>>\n{}\n<</SYS>>\n\n{}"
@@ -159,7 +160,7 @@ def rows(
             row = attempt(turn, functools.partial(generate, *asked))
             if row.get("tokens_per_second"):
                 speeds.append(row["tokens_per_second"])
-            yield row | {"sustained_ratio": sustained_ratio(speeds)}
+            yield row | {"sustained_ratio": last_over_first(speeds, sum)}
 
 
 def generate(

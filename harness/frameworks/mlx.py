@@ -16,17 +16,13 @@ os.environ["MLX_ENABLE_TF32"] = "0"
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 import harness.machine
 from harness.cards import has_bf16
-from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
-from harness.disturbance import Watch
-from harness.energy import energy_meter
+from harness.frameworks.training import run_epochs
 from harness.process import UsageError
-from harness.soak import soak_for
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
@@ -160,108 +156,77 @@ def in_memory_batches(features, labels, batch_size: int) -> Callable[[], Iterato
     return batches
 
 
-def normalize(images: mx.array) -> mx.array:
-    """uint8 images (N, H, W, 3) of 0 to 255 as float32 of -1 to 1."""
-    return images.astype(mx.float32) / 127.5 - 1
-
-
 def cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """The mean over a batch, a scalar, of logits (N, classes) and labels (N,); in float32."""
     return nn.losses.cross_entropy(logits.astype(mx.float32), labels, reduction="mean")
 
 
-def adam() -> optim.Adam:
-    """The Adam of PyTorch and Keras, whose bias correction is off by default in MLX."""
-    return optim.Adam(learning_rate=1e-3, bias_correction=True)
-
-
 # Measuring
 
 
-def measure_training(
-    model, loss_function, batches, samples: int, device: Device, batch_size: int, options,
-    warmup_steps: int = WARMUP_STEPS,
-) -> dict:  # fmt: skip
-    """Train a classifier with Adam under the shared clock, then probe it without its pipeline.
-
-    Args:
-        loss_function: `loss_function(model, features, labels)`, a scalar.
-        batches: a function that goes through the full batches of one epoch: features (N, ...) and
-            labels (N,).
-        samples: of one epoch, with the rest that fills no batch.
-        warmup_steps: steps after the first one that the steady rate leaves out.
-
-    Returns:
-        The measured columns of a row.
-    """
-    if batch_size > samples:
-        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    optimizer = adam()
-    train_step, synchronize = make_steps(model, loss_function, optimizer, options)
-    features, labels = next(batches())
-    mx.eval(features, labels)
-    clock = Clock(
-        batch_size,
-        samples,
-        options.epochs,
-        synchronize,
-        options.max_seconds,
-        energy_meter(device.type, device.index),
-        warmup_steps,
-        watch=Watch(device.type, device.index),
-        soak=soak_for(options),
-    )
-    loss = train(train_step, batches, clock)
-    row = clock.measurement()
-    row["train_loss"] = loss.item()
-
-    def train_step_on_same_batch():
-        train_step(features, labels)
-        return batch_size
-
-    speed = probe_device(train_step_on_same_batch, batch_size, synchronize)
-    row["compute_samples_per_second"] = speed
-    row["peak_memory_gb"] = peak_memory_gb(device)
-    if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / speed)
-        # Two samples are enough: the work of a step grows with the batch.
-        flops = count_flops(model, loss_function, features[:2], labels[:2])
-        row["tflops_per_second"] = flops / len(labels[:2]) * rate / 1e12
-    return row
-
-
-def make_steps(model, loss_function, optimizer, options):
-    """Two functions: one optimizer update on a batch, and one that waits for all updates so far.
+class Training:
+    """A model in MLX's usual loop; see `harness.frameworks.training`.
 
     In bf16 and fp16 the pass computes with weights cast to that type, while the weights themselves
-    and Adam's moments stay float32.
+    and the optimizer's moments stay float32.
+
+    Args:
+        loss_function: `loss_function(model, *batch)`, a scalar.
+        batches: a function that goes through the full batches of one epoch, tuples of arrays of
+            which each has as many samples in its rows.
     """
-    dtype = DTYPES[options.precision]
-    model.train()
-    optimizer.init(model.trainable_parameters())
-    state = [model.state, optimizer.state, mx.random.state]
 
-    def loss_of(weights, features, labels):
-        model.update(tree_map(lambda weight: weight.astype(dtype), weights))
-        return loss_function(model, features, labels)
+    def __init__(self, model, loss_function, optimizer, batches, device: Device, options):
+        self.model, self.loss_function, self.optimizer = model, loss_function, optimizer
+        self.batches, self.device = batches, device
+        self.dtype = DTYPES[options.precision]
+        model.train()
+        optimizer.init(model.trainable_parameters())
+        self.state = [model.state, optimizer.state, mx.random.state]
+        self.compiled_step = self.update
+        if options.compile:
+            require_compiler()
+            # All batches have one shape, for which the step is compiled once.
+            self.compiled_step = mx.compile(self.update, inputs=self.state, outputs=self.state)
 
-    def update(features, labels):
-        weights = model.trainable_parameters()
-        loss, gradients = mx.value_and_grad(loss_of)(weights, features, labels)
-        model.update(optimizer.apply_gradients(gradients, weights))
+    def update(self, *batch) -> mx.array:
+        weights = self.model.trainable_parameters()
+        loss, gradients = mx.value_and_grad(self.loss)(weights, *batch)
+        self.model.update(self.optimizer.apply_gradients(gradients, weights))
         return loss
 
-    if options.compile:
-        require_compiler()
-    # All batches have one shape, for which the step is compiled once.
-    step = mx.compile(update, inputs=state, outputs=state) if options.compile else update
+    def loss(self, weights, *batch) -> mx.array:
+        self.model.update(tree_map(lambda weight: weight.astype(self.dtype), weights))
+        return self.loss_function(self.model, *batch)
 
-    def train_step(features, labels):
-        loss = step(features, labels)
-        mx.async_eval(loss, state)
+    def run(self, clock) -> float:
+        return mx.stack(run_epochs(self, self.batches, clock)).mean().item()
+
+    def step(self, batch) -> mx.array:
+        loss = self.compiled_step(*batch)
+        mx.async_eval(loss, self.state)
         return loss
 
-    return train_step, lambda: mx.eval(state)
+    def keep(self, batch) -> None:
+        self.batch = batch
+
+    def after_first_step(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        mx.eval(self.state)
+
+    def train_step(self) -> int:
+        self.step(self.batch)
+        return len(self.batch[0])
+
+    def flops_per_work(self) -> float:
+        # Two samples are enough: the work of a step grows with the batch.
+        few = [part[:2] for part in self.batch]
+        return count_flops(self.model, self.loss_function, few) / len(few[0])
+
+    def peak_memory_gb(self) -> float:
+        return peak_memory_gb(self.device)
 
 
 def require_compiler() -> None:
@@ -271,27 +236,6 @@ def require_compiler() -> None:
     mx.eval(compiled(mx.ones(1)), compiled(mx.ones(1)))
     if len(calls) > 1:
         raise RuntimeError("--compile: mx.compile compiles nothing here (MLX_DISABLE_COMPILE)")
-
-
-def train(train_step, batches, clock: Clock) -> mx.array:
-    """Train for all epochs of the clock, or until it says that the time is up.
-
-    Returns:
-        The mean loss of the last epoch's steps, a scalar.
-    """
-    clock.start()
-    for _ in range(clock.epochs_to_train):
-        losses = []
-        time_is_up = False
-        for features, labels in batches():
-            losses.append(train_step(features, labels))
-            time_is_up = clock.step(len(labels))
-            if time_is_up:
-                break
-        if time_is_up:
-            break
-    clock.stop()
-    return mx.stack(losses).mean()
 
 
 def peak_memory_gb(device: Device) -> float:
@@ -304,19 +248,19 @@ def peak_memory_gb(device: Device) -> float:
 # Floating-point operations
 
 
-def count_flops(model, loss_function, features, labels) -> int:
+def count_flops(model, loss_function, batch) -> int:
     """Operations of a forward and backward pass: matrix products and convolutions, from shapes.
 
     A multiplication and an addition are two operations. The pass is traced, not run, and what no
     gradient depends on is not in the trace. The model cannot be used afterwards.
     """
 
-    def gradients(features, labels):
-        loss, gradients = nn.value_and_grad(model, loss_function)(model, features, labels)
+    def gradients(*batch):
+        loss, gradients = nn.value_and_grad(model, loss_function)(model, *batch)
         return [loss, *(gradient for _, gradient in tree_flatten(gradients))]
 
     nodes = []
-    mx.export_function(nodes.append, gradients, features, labels)
+    mx.export_function(nodes.append, gradients, *batch)
     return sum(flops(node) for node in nodes if node["type"] == "primitive")
 
 

@@ -11,11 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness.cores
 import harness.machine
 from harness.cards import has_bf16
-from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.frameworks import ranks
+from harness.frameworks.training import run_epochs
 from harness.process import UsageError
-from harness.soak import soak_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
@@ -181,128 +180,73 @@ def facts(device: torch.device) -> dict:
 
 
 def synchronize(device: torch.device):
-    """A function that waits until `device`, of every rank, has done all its work."""
-    if device.type == "cpu":
-        return ranks.together(lambda: None)
-    return ranks.together(torch.accelerator.synchronize)
+    """A function that waits until `device` has done all its work."""
+    return torch.accelerator.synchronize if device.type != "cpu" else lambda: None
 
 
-def normalize(images: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-    """uint8 images (N, 3, H, W) of 0 to 255 as float32 of -1 to 1, on the device they are on."""
-    return images.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1)
-
-
-def measure_training(
-    model,
-    loader,
-    loss_function,
-    optimizer,
-    device,
-    batch_size,
-    options,
-    warmup_steps: int = WARMUP_STEPS,
-) -> dict:
-    """Train an image classifier under the shared clock, then probe it without its pipeline.
+class Training:
+    """A model in PyTorch's plain loop; see `harness.frameworks.training`.
 
     Args:
-        loader: yields uint8 images (N, 3, H, W) and int64 labels (N,) on the host.
-        warmup_steps: steps after the first one that the steady rate leaves out.
-
-    Returns:
-        The measured columns of a row.
+        loader: yields batches on the host, tuples of tensors of which each has as many samples in
+            its rows.
+        loss_function: `loss_function(model, *batch)`, a scalar, of a batch on the device.
     """
-    samples = len(loader.dataset)
-    if batch_size * ranks.size() > samples:
-        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    network = ranks.wrap(model, device)
-    forward_loss, train_step = make_steps(network, loss_function, optimizer, device, options)
-    clock = Clock(
-        batch_size,
-        samples,
-        options.epochs,
-        synchronize(device),
-        options.max_seconds,
-        ranks.energy_meter(device),
-        warmup_steps,
-        watch=ranks.watch(device),
-        team=ranks.team(device),
-        soak=soak_for(options),
-    )
-    prove = require_compiled if options.compile else lambda: None
-    (images, labels), loss = train(train_step, loader, clock, device, prove)
 
-    def train_step_on_same_batch():
-        train_step(images, labels)
-        return batch_size
+    def __init__(self, model, loader, loss_function, optimizer, device, options):
+        self.model = self.network = self.forward = model.train()
+        self.loader, self.loss_function, self.optimizer = loader, loss_function, optimizer
+        self.device, self.options = device, options
+        self.synchronize = synchronize(device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
 
-    return complete_row(
-        clock,
-        loss.item(),
-        device,
-        train_step=train_step_on_same_batch,
-        # Two samples are enough: the work of a step grows with the batch.
-        backward=lambda: forward_loss(model, images[:2], labels[:2]).backward(),
-        backward_work=len(images[:2]),
-        network=network,
-        batch_size=batch_size,
-    )
+    def spread(self, wrap) -> None:
+        """Train the model in a wrapper that averages gradients over ranks."""
+        self.network = self.forward = wrap(self.network)
 
+    def run(self, clock) -> float:
+        if self.options.compile:
+            # All batches have one shape, for which the kernels are compiled.
+            self.forward = torch.compile(self.network, dynamic=False)
+        losses = run_epochs(self, lambda: self.loader, clock)
+        return torch.stack(losses).mean().item()
 
-def make_steps(model, loss_function, optimizer, device, options):
-    """Two functions: the loss of a network on a batch, and one optimizer update of `model`."""
-    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
-    model.to(memory_format=memory_format).train()
-    # All batches have one shape, for which the kernels are compiled.
-    forward = torch.compile(model, dynamic=False) if options.compile else model
-    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    # From pinned memory on CUDA only: on MPS such a copy may read memory that is already reused
-    # (github.com/pytorch/pytorch/issues/189690).
-    asynchronous = device.type == "cuda"
+    def loss(self, model, batch) -> torch.Tensor:
+        # From pinned memory on CUDA only: on MPS such a copy may read memory that is already
+        # reused (github.com/pytorch/pytorch/issues/189690).
+        asynchronous = self.device.type == "cuda"
+        batch = [part.to(self.device, non_blocking=asynchronous) for part in batch]
+        with autocast(self.device, self.options.precision):
+            return self.loss_function(model, *batch)
 
-    def forward_loss(network, images, labels):
-        images = images.to(device, non_blocking=asynchronous)
-        labels = labels.to(device, non_blocking=asynchronous)
-        with autocast(device, options.precision):
-            return loss_function(network(normalize(images, memory_format)), labels)
-
-    def train_step(images, labels):
-        optimizer.zero_grad()
-        loss = forward_loss(forward, images, labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    def step(self, batch) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss = self.loss(self.forward, batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()
 
-    return forward_loss, train_step
+    def keep(self, batch) -> None:
+        # Copies, because a loader may use a batch's memory again.
+        self.batch = [host_copy(part, self.device) for part in batch]
 
+    def after_first_step(self) -> None:
+        reset_peak_memory(self.device)
+        if self.options.compile:
+            require_compiled()
 
-def train(train_step, loader, clock: Clock, device: torch.device, after_first_step=lambda: None):
-    """Train for all epochs of the clock, or until it says that the time is up.
+    def train_step(self) -> int:
+        self.step(self.batch)
+        return len(self.batch[0])
 
-    Returns:
-        A batch in the host's memory, and the mean loss (a scalar tensor) of the last epoch's steps.
-    """
-    clock.start()
-    for _ in range(clock.epochs_to_train):
-        losses = 0.0
-        steps = 0
-        time_is_up = False
-        for batch in loader:
-            losses = losses + train_step(*batch)
-            steps += 1
-            if steps == 1:
-                # A copy, because a loader may use a batch's memory again.
-                kept = [host_copy(part, device) for part in batch]
-            time_is_up = clock.step(len(batch[1]))
-            if clock.steps == 1:
-                forget_trials(device)
-                after_first_step()
-            if time_is_up:
-                break
-        if time_is_up:
-            break
-    clock.stop()
-    return kept, losses / steps
+    def flops_per_work(self) -> float:
+        # Two samples are enough: the work of a step grows with the batch.
+        few = [part[:2] for part in self.batch]
+        return count_flops(lambda: self.loss(self.model, few).backward()) / len(few[0])
+
+    def peak_memory_gb(self) -> float | None:
+        return peak_memory_gb(self.device)
 
 
 def host_copy(part: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -311,44 +255,13 @@ def host_copy(part: torch.Tensor, device: torch.device) -> torch.Tensor:
     return copy.copy_(part)
 
 
-def forget_trials(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Count the peak of memory anew after the first step, in which cuDNN tries its algorithms.
 
     What they need for that may be several times what the chosen ones do.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def complete_row(
-    clock, train_loss, device, train_step, backward, backward_work, network, batch_size
-) -> dict:
-    """The measured columns of a row, once the clock has stopped.
-
-    Args:
-        train_step: one optimizer update as in the run, on a batch that lies ready in the host's
-            memory; returns its work, as the clock was told it. The copy to the device is in it,
-            because it is none of the pipeline's doing that MPS finishes all its work first.
-        backward: forward and backward pass of the uncompiled model, of so much work as
-            `backward_work` says; their floating-point operations are counted.
-        network: what was trained, as `ranks.wrap` made it.
-        batch_size: of one device.
-    """
-    row = clock.measurement()
-    row["train_loss"] = train_loss
-    work_per_sample = clock.work / clock.samples
-    probe = (train_step, batch_size, synchronize(device), clock.team)
-    row["compute_samples_per_second"] = probe_device(*probe) / work_per_sample
-    alone = None
-    if ranks.size() > 1:
-        with network.no_sync():
-            alone = probe_device(*probe) / work_per_sample
-    row["peak_memory_gb"] = peak_memory_gb(device)
-    if rate := row["samples_per_second"]:
-        row["input_bound_percent"] = 100 * (1 - rate / row["compute_samples_per_second"])
-        flops_per_sample = count_flops(backward) / backward_work * work_per_sample
-        row["tflops_per_second"] = flops_per_sample * rate / 1e12
-    return ranks.columns(row, network, alone)
 
 
 def count_flops(step) -> int:

@@ -18,12 +18,15 @@ from datetime import timedelta
 
 import psutil
 
-import harness.energy
+import harness.frameworks.training
 from harness import PROJECT_VERSION
-from harness.clock import Team
+from harness.clock import Clock, Team, probe_device
 from harness.disturbance import Watch
+from harness.frameworks.training import require_batch, row_of
 from harness.machine import usable_cores
+from harness.observer import Observer
 from harness.process import UsageError, UserError, tell
+from harness.soak import soak_for
 from harness.streams import open_streams
 
 # A rank that is not heard of for so long ends the training; a first step may compile for minutes.
@@ -47,10 +50,10 @@ def require_address(options) -> None:
     if options.num_machines == 1:
         return
     if not re.fullmatch(r"\S+:\d+", options.main_address or ""):
-        raise UsageError("--num_machines: --main_address=host:port must name machine 0")
+        raise UsageError("--nnodes: --master_addr must name machine 0, and --master_port its port")
     if not 0 <= options.machine_rank < options.num_machines:
         raise UsageError(
-            f"--machine_rank={options.machine_rank}: from 0 to {options.num_machines - 1}"
+            f"--node_rank={options.machine_rank}: from 0 to {options.num_machines - 1}"
         )
 
 
@@ -129,7 +132,7 @@ def measure_on_ranks(measure: Callable, *arguments) -> dict:
     except ChildFailedError as error:
         raise RuntimeError(reason(*error.get_first_failure())) from None
     except (RendezvousError, TimeoutError) as error:
-        who = f"--num_machines={options.num_machines}: not all machines"
+        who = f"--nnodes={options.num_machines}: not all machines"
         if options.num_machines == 1:
             who = f"--num_devices={options.num_devices}: this machine's own ranks have not"
         raise UserError(
@@ -147,7 +150,7 @@ def own_address(main_address: str | None) -> str:
         try:
             probe.connect((host, int(port)))
         except OSError as error:
-            raise UserError(f"--main_address={main_address}: {error.strerror}") from None
+            raise UserError(f"--master_addr={host}: {error.strerror}") from None
         return probe.getsockname()[0]
 
 
@@ -214,6 +217,7 @@ def join(options) -> None:
 
     if size() == 1 or dist.is_initialized():
         return
+    harness.frameworks.training.several = measure_training
     local = int(os.environ["LOCAL_RANK"])
     on_cuda = options.device in ("auto", "cuda") and torch.cuda.is_available()
     if on_cuda:
@@ -241,25 +245,27 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def energy_meter(device) -> harness.energy.EnergyMeter | None:
-    """A meter of the device; none where it is one of several: its joules are not all."""
-    if size() > 1:
-        return None
-    return harness.energy.energy_meter(device.type, device.index or 0)
-
-
-def watch(device) -> Watch:
-    """A watch of the machine, on which other ranks are no disturbance."""
-    return Watch(device.type, device.index or 0, with_siblings=size() > 1)
+def measure_training(training, samples: int, batch_size: int, options, warmup_steps: int) -> dict:
+    """As `harness.frameworks.training.measure_training`, with all ranks as one machine."""
+    device = training.device
+    ranks = team(device)
+    require_batch(batch_size * ranks.size, samples)
+    training.spread(lambda network: wrap(network, device))
+    # Other ranks are no disturbance, and the joules of one are not all.
+    watch = Watch(device.type, device.index or 0, with_siblings=True)
+    clock = Clock(batch_size, samples, options.epochs, together(training.synchronize),
+                  options.max_seconds, warmup_steps, Observer(watch, soak=soak_for(options)),
+                  ranks)  # fmt: skip
+    row = row_of(training, clock)
+    with training.network.no_sync():
+        alone = probe_device(training.train_step, clock.synchronize, ranks)
+    return columns(row, training.network, alone * clock.samples / clock.work)
 
 
 def team(device) -> Team:
     """The ranks as a clock sees them: what rank 0 decides holds for all."""
     import torch
     import torch.distributed as dist
-
-    if size() == 1:
-        return Team()
 
     def agree(number: float) -> float:
         said = torch.tensor([float(number)], dtype=torch.float64, device=device)
@@ -272,9 +278,6 @@ def team(device) -> Team:
 def together(synchronize: Callable[[], None]) -> Callable[[], None]:
     """A function that waits until the devices of all ranks have done all their work."""
     import torch.distributed as dist
-
-    if size() == 1:
-        return synchronize
 
     def wait():
         synchronize()
@@ -301,7 +304,7 @@ def wrap(model, device):
     )
 
 
-def columns(row: dict, model, speed_alone: float | None) -> dict:
+def columns(row: dict, model, speed_alone: float) -> dict:
     """A row of all ranks: the largest peak of memory, and what communication took.
 
     Args:
@@ -312,8 +315,6 @@ def columns(row: dict, model, speed_alone: float | None) -> dict:
     import torch
     import torch.distributed as dist
 
-    if size() == 1:
-        return row
     peaks = [None] * size()
     dist.all_gather_object(peaks, row["peak_memory_gb"])
     known = [peak for peak in peaks if peak is not None]

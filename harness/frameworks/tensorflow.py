@@ -78,7 +78,7 @@ with silent_start():
 
 import keras  # noqa: E402 - loads TensorFlow too, but not silently
 
-from harness.frameworks.fit import POLICIES, measure_fit, require_compiled  # noqa: E402, F401
+from harness.frameworks.fit import POLICIES, Fit, require_compiled  # noqa: E402, F401
 from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402, F401 - for `fit`
 
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
@@ -310,26 +310,14 @@ def without_autotuning(dataset):
 # Measuring
 
 
-def measure_training(
-    model, dataset, samples: int, device: Device, batch_size: int, options,
-    warmup_steps: int = WARMUP_STEPS,
-) -> dict:  # fmt: skip
-    """Train a compiled classifier under the shared clock, then probe it without its pipeline.
+def fit(model, dataset, device: Device) -> Fit:
+    """The training of a compiled classifier; see `harness.frameworks.training`.
 
     Args:
         dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,),
             each for all devices together.
-        samples: of one epoch.
-        batch_size: of one device.
-        warmup_steps: steps after the first one that the steady rate leaves out.
-
-    Returns:
-        The measured columns of a row.
     """
-    return measure_fit(
-        model, fit_arguments(dataset), sys.modules[__name__], samples, device, batch_size, options,
-        warmup_steps, device.count,
-    )  # fmt: skip
+    return Fit(model, fit_arguments(dataset), sys.modules[__name__], device)
 
 
 def fit_arguments(dataset) -> dict:
@@ -372,7 +360,7 @@ def synchronize(model):
     return weight.numpy
 
 
-def forget_trials(device: Device) -> None:
+def reset_peak_memory(device: Device) -> None:
     """Count the peak of memory anew after the first step, in which cuDNN tries its algorithms.
 
     What they need for that may be several times what the chosen ones do.

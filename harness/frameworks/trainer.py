@@ -14,15 +14,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from harness.clock import Clock
 from harness.frameworks import ranks
 from harness.frameworks.pytorch import (
-    complete_row,
-    forget_trials,
+    count_flops,
     has_fused_adam,
     host_copy,
+    peak_memory_gb,
     require_compiled,
+    reset_peak_memory,
     synchronize,
 )
 from harness.process import tell
-from harness.soak import soak_for
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
 
@@ -103,7 +103,6 @@ class ClockCallback(TrainerCallback):
         if self.clock.step(batch_size, self.trainer.tokens_of_step):
             control.should_training_stop = True
         if self.clock.steps == 1:
-            forget_trials(args.device)
             self.after_first_step()
 
     def on_prediction_step(self, args, state, control, **_):
@@ -124,46 +123,49 @@ def require_precision(trainer: Trainer, options) -> None:
         raise RuntimeError(f"--precision={options.precision}: Trainer would compute in {used}")
 
 
-def measure_training(trainer: TokenCountingTrainer, device: torch.device, options) -> dict:
-    """Train under the shared clock, then probe without the loader; returns the measured columns.
+class Training:
+    """A model in Trainer's loop; see `harness.frameworks.training`.
 
     The model is left as the training left it: the probe's learning rate is 0.
     """
-    batch_size, samples = trainer.args.per_device_train_batch_size, len(trainer.train_dataset)
-    if batch_size * ranks.size() > samples:
-        raise ValueError(f"batch size {batch_size} is larger than the {samples} training samples")
-    require_precision(trainer, options)
-    if options.compile:
-        # Padded lengths vary: kernels for one length would be compiled again for the next.
-        trainer.model.compile(dynamic=True)
-    clock = Clock(
-        batch_size,
-        samples,
-        options.epochs,
-        synchronize(device),
-        options.max_seconds,
-        ranks.energy_meter(device),
-        watch=ranks.watch(device),
-        team=ranks.team(device),
-        soak=soak_for(options),
-    )
-    trainer.args.num_train_epochs = clock.epochs_to_train
-    trainer.remove_callback(PrinterCallback)
-    prove = require_compiled if options.compile else lambda: None
-    trainer.add_callback(ClockCallback(clock, trainer, prove))
-    trainer.train()
-    train_loss = [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
-    batches = probe_batches(trainer)
-    return complete_row(
-        clock,
-        train_loss,
-        device,
-        train_step=make_train_step(trainer, batches),
-        backward=lambda: backward_of_first_samples(trainer.model, batches),
-        backward_work=sum(batch["input_ids"].shape[1] for batch in batches),
-        network=trainer.model_wrapped,
-        batch_size=batch_size,
-    )
+
+    def __init__(self, trainer: TokenCountingTrainer, device: torch.device, options):
+        require_precision(trainer, options)
+        self.trainer, self.device, self.options = trainer, device, options
+        self.synchronize = synchronize(device)
+        if options.compile:
+            # Padded lengths vary: kernels for one length would be compiled again for the next.
+            trainer.model.compile(dynamic=True)
+
+    @property
+    def network(self):
+        return self.trainer.model_wrapped
+
+    def spread(self, wrap) -> None:
+        """Nothing: Trainer itself wraps its model where there are ranks."""
+
+    def run(self, clock: Clock) -> float:
+        trainer = self.trainer
+        trainer.args.num_train_epochs = clock.epochs_to_train
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ClockCallback(clock, trainer, self.after_first_step))
+        trainer.train()
+        self.batches = probe_batches(trainer)
+        self.train_step = make_train_step(trainer, self.batches)
+        return [log["loss"] for log in trainer.state.log_history if "loss" in log][-1]
+
+    def after_first_step(self) -> None:
+        reset_peak_memory(self.device)
+        if self.options.compile:
+            require_compiled()
+
+    def flops_per_work(self) -> float:
+        tokens = sum(batch["input_ids"].shape[1] for batch in self.batches)
+        model, batches = self.trainer.model, self.batches
+        return count_flops(lambda: backward_of_first_samples(model, batches)) / tokens
+
+    def peak_memory_gb(self) -> float | None:
+        return peak_memory_gb(self.device)
 
 
 def probe_batches(trainer: Trainer) -> list[dict]:
