@@ -20,11 +20,11 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 import harness.machine
-from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.disturbance import Watch
 from harness.energy import energy_meter
+from harness.nvidia import has_bf16
 from harness.process import UsageError
 from harness.soak import soak_for
 

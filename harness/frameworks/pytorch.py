@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import harness.cores
 import harness.machine
-from harness.cards import has_bf16
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.data import choose_data
 from harness.frameworks import ranks
+from harness.nvidia import has_bf16
 from harness.process import UsageError
 from harness.soak import soak_for
 
