@@ -5,8 +5,8 @@
 #   "tensorflow==2.18.1; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow-metal==1.2.0; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow>=2.18.1,<2.22; sys_platform == 'linux'",
-#   "keras>=3.12", "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
-#   "tqdm",
+#   "keras>=3.12", "numpy", "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil",
+#   "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """Which backend of Keras trains a small transformer on film reviews (IMDB) fastest on this machine?

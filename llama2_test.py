@@ -1,9 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "llama-cpp-python>=0.3.36", "gguf", "huggingface_hub", "filelock", "packaging", "psutil",
-#   "py-cpuinfo", "scipy",
-#   "tqdm",
+#   "llama-cpp-python>=0.3.36", "gguf", "huggingface_hub", "filelock", "nvidia-ml-py>=12.535",
+#   "packaging", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine generate text with Llama 2 7B (chat, Q4_0) in llama.cpp?

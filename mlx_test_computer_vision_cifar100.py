@@ -3,7 +3,8 @@
 # dependencies = [
 #   "mlx>=0.32; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "mlx[cpu]>=0.32; sys_platform == 'linux'",
-#   "numpy", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "numpy", "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil", "py-cpuinfo",
+#   "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on CIFAR100 with MLX?

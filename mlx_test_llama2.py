@@ -3,8 +3,8 @@
 # dependencies = [
 #   "mlx>=0.32; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "mlx[cpu]>=0.32; sys_platform == 'linux'",
-#   "mlx-lm>=0.32", "huggingface_hub", "numpy", "filelock", "packaging", "psutil", "py-cpuinfo",
-#   "scipy", "tqdm",
+#   "mlx-lm>=0.32", "huggingface_hub", "numpy", "filelock", "nvidia-ml-py>=12.535", "packaging",
+#   "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine generate text with Llama 2 7B (chat, 4 bits) in MLX?

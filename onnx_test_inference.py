@@ -2,7 +2,8 @@
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
 #   "onnxruntime>=1.30", "onnx", "onnxscript", "torch>=2.11", "torchvision", "transformers>=5,<6",
-#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine answer, on its CPU, its GPU and its Neural Engine?

@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "torch>=2.11", "torchvision", "numpy", "filelock", "packaging", "pandas", "psutil",
-#   "py-cpuinfo", "scipy", "tqdm",
+#   "torch>=2.11", "torchvision", "numpy", "filelock", "nvidia-ml-py>=12.535", "packaging",
+#   "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on CIFAR100 with PyTorch?

@@ -2,7 +2,8 @@
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
 #   "torch>=2.11", "torchvision", "torchcodec", "datasets", "huggingface_hub", "pillow",
-#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on Food101 with PyTorch?

@@ -2,7 +2,8 @@
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
 #   "torch>=2.11", "transformers>=5,<6", "datasets>=4", "accelerate", "evaluate", "scikit-learn",
-#   "huggingface_hub", "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "huggingface_hub", "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil",
+#   "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine fine-tune DistilBERT on IMDB with PyTorch and Hugging Face's Trainer?

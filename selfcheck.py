@@ -9,7 +9,7 @@
 #   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "mlx[cpu]; sys_platform == 'linux'", "mlx-lm",
 #   "llama-cpp-python", "gguf", "huggingface_hub", "pillow",
-#   "filelock", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "filelock", "nvidia-ml-py>=12.535", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """Can the numbers of this collection be trusted on this machine?

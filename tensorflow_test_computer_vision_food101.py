@@ -6,7 +6,8 @@
 #   "tensorflow-metadata<1.18; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "tensorflow>=2.18.1,<2.22; sys_platform == 'linux'",
 #   "keras>=3.12", "tensorflow-datasets>=4.9.9", "importlib_resources", "numpy", "pillow",
-#   "filelock", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
+#   "filelock", "nvidia-ml-py>=12.535", "packaging", "pandas", "psutil", "py-cpuinfo", "scipy",
+#   "tqdm",
 # ]
 # ///
 """How fast does this machine train a ResNet50 on Food101 with TensorFlow?

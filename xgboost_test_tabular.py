@@ -1,9 +1,8 @@
 # /// script
 # requires-python = ">=3.11,<3.13"
 # dependencies = [
-#   "xgboost>=3.2", "scikit-learn", "numpy", "filelock", "packaging", "pandas", "psutil",
-#   "py-cpuinfo", "scipy",
-#   "tqdm",
+#   "xgboost>=3.2", "scikit-learn", "numpy", "filelock", "nvidia-ml-py>=12.535", "packaging",
+#   "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///
 """How fast does this machine train gradient boosted trees on a table with XGBoost?

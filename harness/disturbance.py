@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import psutil
 
-import harness.card
 import harness.machine
+import harness.nvidia
 from harness.cores import allowed_cpus
 from harness.results import number_of
 from harness.soak import UNSTEADY
@@ -101,7 +101,7 @@ class Watch:
     def __init__(self, device_type: str = "cpu", index: int = 0, with_siblings: bool = False):
         self.with_siblings = with_siblings
         self.device_type = device_type
-        self.card = harness.card.card_of(index) if device_type == "cuda" else None
+        self.card = harness.nvidia.card_of(index) if device_type == "cuda" else None
         self.spent = None
         # Asked before the run: drivers take their time, in which a loader would fill its queue.
         self.heat = [self.thermal_state()]
@@ -115,9 +115,9 @@ class Watch:
 
     def thermal_state(self) -> str | None:
         """`nominal`, or what is held back for heat or power; None where nothing tells."""
-        if self.card:
-            return harness.card.thermal_state(self.card)
-        return None if self.device_type == "cuda" else harness.machine.thermal_state()
+        if self.device_type == "cuda":
+            return harness.nvidia.thermal_state(self.card)
+        return harness.machine.thermal_state()
 
     def columns(self) -> dict:
         """The columns of a row; those that are not known are left out."""
@@ -127,7 +127,7 @@ class Watch:
         found = {
             "other_load_percent": other_load_percent(self.spent),
             "thermal_state": ", then ".join(heat) or None,
-            "gpu_power_limit_watts": harness.card.power_limit(self.card) if self.card else None,
+            "gpu_power_limit_watts": harness.nvidia.power_limit(self.card),
             "disturbance": "; ".join(self.unusual()) or None,
         }
         return {name: value for name, value in found.items() if value is not None}
@@ -147,7 +147,7 @@ class Watch:
                     f"short of memory: {spent.major_faults / spent.wall:.0f} pages a second were "
                     "read back from disk"
                 )
-        others = harness.card.other_processes(self.card) if self.card else 0
+        others = harness.nvidia.other_processes(self.card) if self.card else 0
         if others:
             found.append(f"{others} other processes computed on the same card")
         return found

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.card import driver_version
 from harness.disturbance import OTHERS_PERCENT
 from harness.endings import BROKEN_HEAP, is_out_of_memory
 from harness.experiment import Speed
-from harness.machine import output_of
+from harness.nvidia import driver_version, has_card
 from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
 from harness.results import MACHINE_COLUMNS
@@ -261,7 +260,8 @@ def announce(facts: dict, options) -> None:
     )
     notes = disturbances(facts, options.busiest)
     layers = options.device == "auto" and getattr(options, "n_gpu_layers", 0)
-    if facts["device"] == "cpu" and layers and has_gpu():
+    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    if facts["device"] == "cpu" and layers and (apple or has_card()):
         notes.append(
             "this build of llama-cpp-python computes on the CPU, although there is a GPU; see the "
             "README for how to install it with Metal or CUDA"
@@ -269,12 +269,6 @@ def announce(facts: dict, options) -> None:
     for note in notes:
         print(f"Note: {note}")
     print(end="", flush=True)
-
-
-def has_gpu() -> bool:
-    """Whether there is a GPU that llama.cpp could use: of an Apple chip, or an NVIDIA card."""
-    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
-    return apple or output_of("nvidia-smi", "-L").startswith("GPU")
 
 
 def report(row: dict) -> None:

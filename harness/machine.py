@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from harness.cards import card_name
 from harness.cores import physical_cores, usable_memory
 from harness.cores import usable_cores as usable_cores  # what a pipeline asks for its workers
+from harness.nvidia import card_name
 from harness.system import output_of, sysctl, text_of
 
 ROOT = Path("/")
@@ -142,44 +142,6 @@ def parse_pmset_therm(report: str) -> str | None:
     if found:
         return "nominal" if found[1] == "100" else f"processor limited to {found[1]} %"
     return "nominal" if "No thermal warning level has been recorded" in report else None
-
-
-# Bits of nvmlClocksEventReasons in NVIDIA's nvml.h that mean heat or power, not choice.
-CLOCK_REASONS = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
-
-
-def parse_clock_reasons(report: str) -> str | None:
-    """Why the first card of `nvidia-smi --query-gpu=clocks_event_reasons.active` is held back."""
-    found = re.match(r"\s*0x([0-9a-fA-F]+)\s*$", report.partition("\n")[0])
-    if not found:
-        return None
-    active = int(found[1], 16)
-    return ", ".join(name for bit, name in CLOCK_REASONS.items() if active & bit) or "nominal"
-
-
-def nvidia_card(index: int = 0) -> tuple[str, int] | None:
-    """Name and bytes of the NVIDIA card that CUDA calls `index`; None where there is none.
-
-    CUDA counts as nvidia-smi does where CUDA_DEVICE_ORDER is PCI_BUS_ID.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = [str(index)] * (index + 1) if visible is None else visible.split(",")
-    if index >= len(cards):
-        return None
-    query = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    return parse_card(output_of("nvidia-smi", f"--id={cards[index].strip()}", *query))
-
-
-def parse_card(report: str) -> tuple[str, int] | None:
-    """Name and bytes in the line `name, MiB` of nvidia-smi; None in an error of it."""
-    found = re.fullmatch(r"(.+), (\d+)\s*", report)
-    return found and (found[1], int(found[2]) * 2**20)
 
 
 def other_load(seconds: float = 1.0) -> tuple[float, str | None]:

@@ -8,7 +8,7 @@ import sys
 
 import psutil
 
-import harness.machine
+import harness.nvidia
 import sklearn_test_tabular
 import xgboost_test_tabular
 from harness import fits
@@ -36,7 +36,7 @@ def trained_where_no_card_is(options):
 
     from harness.frameworks import boosting
 
-    if xgboost.build_info()["USE_CUDA"] and harness.machine.nvidia_card():
+    if xgboost.build_info()["USE_CUDA"] and harness.nvidia.has_card():
         return "this machine has a card"
     boosting.choose_device = lambda _: "cuda"
     fits.energy_meter = lambda *_: None

@@ -1,11 +1,15 @@
-"""One card, one name, whichever framework says how much memory it has."""
+"""What NVIDIA's driver says; one card, one name, whichever framework tells its memory."""
 
 import ctypes
+import sys
 
+import fake_nvml
+import pynvml
 import pytest
+from fake_nvml import Card
 
-import harness.cards
-from harness.cards import card_bytes, card_name, gigabytes_sold, has_bf16
+import harness.nvidia
+from harness.nvidia import card_bytes, card_name, gigabytes_sold, has_bf16, nvidia_card
 
 GIB = 2**30
 
@@ -13,7 +17,7 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("name", "by_torch", "by_driver", "expected"),
     [
-        # GiB as PyTorch reports them, and MiB as nvidia-smi prints them.
+        # GiB as PyTorch reports them, and MiB as NVML counts them.
         ("NVIDIA H200", 139.8, 143_771, "NVIDIA H200 141GB"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 94.97, 97_887,
          "NVIDIA RTX PRO 6000 Blackwell Workstation Edition 96GB"),
@@ -65,7 +69,7 @@ class Driver:
 
 
 def test_memory_is_the_drivers(monkeypatch):
-    monkeypatch.setattr(harness.cards.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(harness.nvidia.ctypes, "CDLL", lambda name: Driver())
     assert (card_bytes(0), card_bytes(1)) == (24 * GIB, None)
 
 
@@ -82,3 +86,64 @@ def test_memory_without_a_driver_is_unknown(monkeypatch):
 )
 def test_bf16_is_computed_from_ampere_on(capability, native):
     assert has_bf16(capability) is native
+
+
+@pytest.mark.parametrize(
+    "start", [pynvml.NVMLError_LibraryNotFound(), pynvml.NVMLError_DriverNotLoaded()], ids=str
+)
+def test_without_a_driver_all_is_unknown_after_one_quiet_try(start, monkeypatch, capfd):
+    starts = fake_nvml.install(monkeypatch, Card(), start=start)
+    assert harness.nvidia.driver_version() is None and harness.nvidia.has_card() is False
+    assert harness.nvidia.card_of(0) is None and nvidia_card(0) is None
+    assert len(starts) == 1 and capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_started_where_nothing_is_asked(monkeypatch):
+    starts = fake_nvml.install(monkeypatch, Card())
+    assert harness.nvidia.thermal_state(None) is harness.nvidia.power_limit(None) is None
+    assert starts == []
+
+
+@pytest.mark.parametrize(
+    ("reasons", "state"),
+    [
+        (0x0, "nominal"),
+        (0x1, "nominal"),  # idle
+        (0x24, "power cap, software thermal slowdown"),
+        (None, None),
+    ],
+)
+def test_why_a_card_is_held_back(reasons, state, monkeypatch):
+    fake_nvml.install(monkeypatch, Card(reasons=reasons), Card())
+    assert harness.nvidia.thermal_state(harness.nvidia.device_of(0)) == state
+
+
+def test_a_driver_older_than_a_function_of_it_does_not_tell(monkeypatch):
+    def mismatch(card):
+        raise pynvml.NVMLLibraryMismatchError("use nvmlDeviceGetComputeRunningProcesses_v2")
+
+    fake_nvml.install(monkeypatch, Card())
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetComputeRunningProcesses", mismatch)
+    assert harness.nvidia.other_processes(harness.nvidia.device_of(0)) == 0
+
+
+@pytest.mark.parametrize("visible", [None, "0", "GPU-8f", "MIG-1"])
+def test_a_slice_is_named_as_a_slice_however_it_is_chosen(visible, monkeypatch):
+    named = "NVIDIA A100-SXM4-40GB MIG 1g.5gb"
+    slices = (Card(named, "MIG-1"), Card("NVIDIA A100-SXM4-40GB MIG 2g.10gb", "MIG-2"))
+    fake_nvml.install(monkeypatch, Card("NVIDIA A100-SXM4-40GB", "GPU-8f", slices=slices))
+    monkeypatch.setattr(harness.nvidia, "card_bytes", lambda index: int(4.75 * GIB))
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert card_name(*nvidia_card(0)) == named
+    assert harness.nvidia.card_of(0) is None
+
+
+def test_unified_memory_is_what_cuda_says(monkeypatch):
+    """NVML does not know it."""
+    fake_nvml.install(monkeypatch, Card("NVIDIA GB10"))
+    monkeypatch.setattr(harness.nvidia, "card_bytes", lambda index: int(119.6 * GIB))
+    assert card_name(*nvidia_card(0)) == "NVIDIA GB10 128GB"
+    monkeypatch.setattr(harness.nvidia, "card_bytes", lambda index: None)
+    assert card_name(*nvidia_card(0)) == "NVIDIA GB10"

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 
+import fake_nvml
 import pytest
+from fake_nvml import Card
 from result_files import training_row
 
 import harness.awake
-import harness.card
 import harness.disturbance
+import harness.nvidia
 from harness.clock import Clock
 from harness.disturbance import Times, Watch, disturbed, other_load_percent
 from harness.observer import Observer
@@ -253,61 +255,51 @@ def test_rosetta_is_named_at_the_start(monkeypatch):
 # The card
 
 
+CARDS = tuple(Card(uuid=f"GPU-{number}", milliwatts=115_000) for number in range(4))
+
+
 @pytest.mark.parametrize(
     ("visible", "index", "card"),
     [
-        (None, 1, "1"),
-        ("2,3", 1, "3"),
-        ("GPU-5ebe9e2b,GPU-0c0a", 1, "GPU-0c0a"),
+        (None, 1, CARDS[1]),
+        ("2,3", 1, CARDS[3]),
+        ("GPU-0,GPU-2", 1, CARDS[2]),
         ("MIG-5ebe9e2b", 0, None),
         ("", 0, None),
         ("0", 3, None),
     ],
 )
 def test_the_card_in_use_is_the_one_that_is_asked(monkeypatch, visible, index, card):
+    fake_nvml.install(monkeypatch, *CARDS, Card(slices=(Card(uuid="MIG-5ebe9e2b"),)))
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert harness.card.card_of(index) == card
+    assert harness.nvidia.card_of(index) is card
 
 
 def test_cards_in_another_order_than_the_drivers_are_not_guessed(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fake_nvml.install(monkeypatch, *CARDS)
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    assert harness.card.card_of(0) is None
-
-
-NVIDIA_SMI = """#!/bin/sh
-test "$1" = --id=1 || exit 6
-case "$2" in
-  --query-gpu=power.limit) echo "{watts}" ;;
-  --query-gpu=clocks_event_reasons.active) echo "{reasons}" ;;
-  --query-compute-apps=pid) printf "{processes}" ;;
-esac
-"""
+    assert harness.nvidia.card_of(0) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3")
+    assert harness.nvidia.card_of(0) is CARDS[3]
 
 
 @pytest.fixture
-def driver(tmp_path, monkeypatch):
-    def install(watts="115.00", reasons="0x0000000000000000", processes=""):
-        program = tmp_path / "nvidia-smi"
-        program.write_text(NVIDIA_SMI.format(watts=watts, reasons=reasons, processes=processes))
-        program.chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+def card(monkeypatch):
+    """The second of two cards, which CUDA sees as the driver does."""
+    second = Card(milliwatts=115_000)
+    fake_nvml.install(monkeypatch, Card(), second)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    return install
+    return second
 
 
-def test_columns_of_a_card(driver):
-    driver()
+def test_columns_of_a_card(card):
     watch = Watch("cuda", 1)
     watch.begin()
     # Itself, a process that is not there (of another container), and one that is.
-    driver(reasons="0x0000000000000004", processes=f"{os.getpid()}\\n4999999\\n{os.getppid()}\\n")
+    card.reasons, card.processes = 0x4, (os.getpid(), 4999999, os.getppid())
     watch.end()
     row = watch.columns()
     assert row["gpu_power_limit_watts"] == 115.0
@@ -315,21 +307,20 @@ def test_columns_of_a_card(driver):
     assert row["disturbance"] == "1 other processes computed on the same card"
 
 
-def test_the_heat_of_a_card_is_not_the_processors(driver, tmp_path):
-    driver()
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0x0000000000000040\n")
-    watch = Watch("cpu")
+def test_the_heat_of_a_card_is_not_the_processors(card):
+    card.reasons = 0x40
+    watch = Watch("cpu", 1)
     watch.begin()
     watch.end()
     assert "thermal_state" not in watch.columns()
 
 
-def test_a_driver_that_does_not_tell_leaves_cells_empty(driver):
-    driver(watts="[N/A]", reasons="[Not Supported]")
+def test_a_driver_that_does_not_tell_leaves_cells_empty(card):
+    card.milliwatts = card.reasons = card.processes = None
     watch = Watch("cuda", 1)
     watch.begin()
     watch.end()
-    assert {"gpu_power_limit_watts", "thermal_state"}.isdisjoint(watch.columns())
+    assert {"gpu_power_limit_watts", "thermal_state", "disturbance"}.isdisjoint(watch.columns())
 
 
 def card_order() -> str:

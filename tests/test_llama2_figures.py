@@ -3,15 +3,19 @@
 import signal
 from argparse import Namespace
 
+import fake_nvml
+import pynvml
 import pytest
+from fake_nvml import Card
 
 import harness.twins.gguf
-from harness import card, markdown
+from harness import markdown
 from harness.bandwidth import measured_bandwidth
 from harness.endings import outcome_of_exit_code
 from harness.frameworks import llama, llama_bench
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.generation import (
+    announce,
     attempt,
     failed_row,
     figure_parts,
@@ -238,7 +242,8 @@ def test_a_soak_generates_until_the_speed_is_steady(tiny, monkeypatch):
     ("driver", "named"), [("580.159.03", ", NVIDIA driver 580.159.03"), ("", "")]
 )
 def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named, monkeypatch):
-    monkeypatch.setattr(card, "output_of", lambda *_: f"{driver}\n")
+    start = None if driver else pynvml.NVMLError_LibraryNotFound()
+    fake_nvml.install(monkeypatch, version=driver, start=start)
     said = ["load_tensors: done", "free(): invalid pointer"]
     facts = {"framework": "llama-cpp-python 0.3.36, CUDA 13.0.96"}
     row = failed_row(outcome_of_exit_code(-signal.SIGABRT, said), facts, ("pp512", 1))
@@ -248,6 +253,20 @@ def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named,
     )
     row = failed_row(outcome_of_exit_code(-signal.SIGSEGV, []), facts, ("pp512", 1))
     assert row["error"] == "ended by SIGSEGV"
+
+
+@pytest.mark.parametrize(("cards", "said"), [([Card()], True), ([], False)])
+def test_a_build_for_the_processor_beside_a_card_is_noted(cards, said, monkeypatch, capsys):
+    fake_nvml.install(monkeypatch, *cards)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    facts = dict.fromkeys(
+        ("model", "data", "quantization", "framework", "machine", "layers", "layers_on_gpu")
+    )
+    facts |= {"device": "cpu", "other_load_percent": 0.0, "other_benchmark_running": False}
+    options = Namespace(device="auto", n_gpu_layers=-1, busiest=None, num_questions=1,
+                        num_times_per_question=1, max_tokens=1)  # fmt: skip
+    announce(facts, options)
+    assert ("although there is a GPU" in capsys.readouterr().out) is said
 
 
 def test_the_build_is_named_with_every_cuda_runtime_that_is_loaded(tmp_path):

@@ -59,7 +59,7 @@ def test_gpu_cores_are_read_or_unknown(report, cores):
          "NVIDIA_TITAN_RTX_24GB"),
         ("Linux", "Intel i9", 8, None, 33.3e9, "cuda", ("NVIDIA H100 80GB HBM3", 85_017_755_648),
          "NVIDIA_H100_80GB_HBM3"),
-        # One card, as PyTorch and nvidia-smi count its memory.
+        # One card, as PyTorch and NVML count its memory.
         ("Linux", "Intel i9", 8, None, 33.3e9, "cuda", ("NVIDIA H200", 139.8 * 2**30),
          "NVIDIA_H200_141GB"),
         ("Linux", "Intel i9", 8, None, 33.3e9, "cuda", ("NVIDIA H200", 143_771 * 2**20),
@@ -181,21 +181,6 @@ def test_low_power_mode(report, low):
 )
 def test_thermal_state_of_a_mac(report, state):
     assert harness.machine.parse_pmset_therm(report) == state
-
-
-@pytest.mark.parametrize(
-    ("report", "state"),
-    [
-        ("0x0000000000000000\n", "nominal"),
-        ("0x0000000000000001\n", "nominal"),  # idle
-        ("0x0000000000000024\n0x0000000000000000\n", "power cap, software thermal slowdown"),
-        ("[N/A]\n", None),
-        ("NVIDIA-SMI has failed because it couldn't communicate with the driver.", None),
-        ("", None),
-    ],
-)
-def test_why_a_card_is_held_back(report, state):
-    assert harness.machine.parse_clock_reasons(report) == state
 
 
 def test_a_missing_command_is_silence():

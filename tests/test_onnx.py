@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import fake_nvml
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fake_nvml import Card
 
+import harness.nvidia
 import onnx_test_inference as script
 from harness.disturbance import Watch
 from harness.frameworks import onnx as protocol
@@ -185,7 +188,8 @@ def test_auto_is_every_unit_that_is_there(monkeypatch):
 def test_each_row_names_the_device_that_it_used(monkeypatch):
     there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
-    monkeypatch.setattr(protocol.harness.machine, "nvidia_card", lambda index: ("TITAN", 24 << 30))
+    fake_nvml.install(monkeypatch, Card("TITAN"))
+    monkeypatch.setattr(harness.nvidia, "card_bytes", lambda index: 24 << 30)
     options = argparse.Namespace(
         providers=["auto"], device="auto", data="auto", models=[], precisions=[], data_dir=Path(".")
     )

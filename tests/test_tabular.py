@@ -11,15 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_nvml
 import numpy as np
 import pandas as pd
 import pytest
 import tabular_processes
+from fake_nvml import Card
 from loopback import serve
 
 import harness.cores
 import harness.data
-import harness.machine
+import harness.nvidia
 import sklearn_test_tabular
 import utils
 from harness import airline, fits
@@ -253,28 +255,27 @@ def test_a_cpu_number_is_never_filed_as_cuda(options):
 )
 def test_devices_that_are_not_there(options, monkeypatch, flags, says):
     monkeypatch.setattr(boosting.importlib.util, "find_spec", lambda _: "there")
-    monkeypatch.setattr(harness.machine, "output_of", lambda *_: "No devices were found\n")
+    fake_nvml.install(monkeypatch)
     vars(options).update(flags)
     with pytest.raises(utils.UsageError, match=says):
         boosting.choose_device(options)
 
 
-def test_a_card_is_named_as_cuda_counts(monkeypatch):
-    asked = []
-
-    def nvidia_smi(*command):
-        asked.append(command[1])
-        return "NVIDIA GeForce RTX 4090, 24564\n"
-
-    monkeypatch.setattr(harness.machine, "output_of", nvidia_smi)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert harness.machine.nvidia_card(2) == ("NVIDIA GeForce RTX 4090", 24564 * 2**20)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f")
-    harness.machine.nvidia_card(1)
-    assert asked == ["--id=2", "--id=GPU-8f"]
-    assert harness.machine.nvidia_card(2) is None
+def test_a_card_is_named_as_cuda_counts(options, monkeypatch):
+    cards = [Card(name, f"GPU-{name}") for name in ("L4", "A10", "NVIDIA GeForce RTX 4090", "B200")]
+    fake_nvml.install(monkeypatch, *cards)
+    monkeypatch.setattr(harness.nvidia, "card_bytes", {1: 23028 << 20, 2: 24564 << 20}.get)
+    card = harness.nvidia.nvidia_card(2)
+    assert card == ("NVIDIA GeForce RTX 4090", 24564 * 2**20)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-A10")
+    assert harness.nvidia.nvidia_card(1) == ("A10", 23028 * 2**20)
+    assert harness.nvidia.nvidia_card(2) is None
+    options.device = "cuda:1"
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")  # as it was, after the test
+    assert boosting.choose_device(options) == "cuda:1"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert (
-        fits.facts("xgboost 3", ("NVIDIA GeForce RTX 4090", 24564 * 2**20)).items()
+        fits.facts("xgboost 3", card).items()
         >= {
             "device": "cuda (NVIDIA GeForce RTX 4090)",
             "machine": "NVIDIA_GeForce_RTX_4090_24GB",

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_nvml
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_nvml import Card
 
 import harness.clock
 import utils
@@ -267,7 +269,7 @@ def test_precision_that_the_device_lacks_is_bad_usage(options, monkeypatch):
 
 def test_nvidia_card_without_cuda_libraries_is_said(options, monkeypatch, capsys):
     monkeypatch.setattr(tensorflow, "GPUS", [])
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
+    fake_nvml.install(monkeypatch, Card())
     options.device = "auto"
     tensorflow.facts(tensorflow.start(options))
     (line,) = capsys.readouterr().out.splitlines()

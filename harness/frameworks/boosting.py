@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 
-import harness.machine
+import harness.nvidia
 from harness import fits
 from harness.data import choose_data
 from harness.process import UsageError
@@ -20,7 +20,7 @@ def prepare(options, fetch) -> dict:
     device = choose_device(options)
     fits.require_threads(options.threads)
     data = choose_data(options.data, lambda: fetch(options))
-    card = harness.machine.nvidia_card(card_number(device)) if device != "cpu" else None
+    card = harness.nvidia.nvidia_card(card_number(device)) if device != "cpu" else None
     # Asked of the module, because the package may be called xgboost-cpu.
     version = importlib.import_module(options.library).__version__
     framework = f"{options.library} {version}"
@@ -39,17 +39,17 @@ def choose_device(options) -> str:
         if options.device not in ("auto", "cpu"):
             raise UsageError(f"--device={options.device}: LightGBM is measured on the CPU")
         return "cpu"
-    # Cards are numbered as nvidia-smi does, which names them.
+    # Cards are numbered as NVML does, which names them.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     import xgboost
 
     if options.device == "mps":
         raise UsageError("--device=mps: XGBoost does not use Apple's GPU; take cpu")
-    has_card = harness.machine.nvidia_card(card_number(options.device)) is not None
+    has_card = harness.nvidia.device_of(card_number(options.device)) is not None
     if options.device == "auto":
         return "cuda" if has_card and xgboost.build_info()["USE_CUDA"] else "cpu"
     if options.device != "cpu" and not has_card:
-        raise UsageError(f"--device={options.device}: nvidia-smi shows no such card here")
+        raise UsageError(f"--device={options.device}: NVIDIA's driver shows no such card here")
     return options.device
 
 

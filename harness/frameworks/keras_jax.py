@@ -8,7 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import harness.machine
-from harness.cards import card_bytes
+from harness.nvidia import card_bytes
 from harness.process import UsageError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

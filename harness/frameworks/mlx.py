@@ -19,9 +19,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 import harness.machine
-from harness.cards import has_bf16
 from harness.data import choose_data
 from harness.frameworks.training import run_epochs
+from harness.nvidia import has_bf16
 from harness.process import UsageError
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}

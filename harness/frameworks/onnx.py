@@ -12,7 +12,6 @@ A unit is an execution provider with its options. What the code rests on, as doc
 """
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import harness.machine
+import harness.nvidia
 from harness.clock import WINDOW_SECONDS
 from harness.disturbance import Watch
 from harness.energy import energy_meter
@@ -117,7 +117,7 @@ def machine(units: list[str], device: str) -> dict:
     kind = next(kind for kind in ("cuda", "mps", "cpu") if kind in devices)
     name = size = None
     if kind == "cuda":
-        name, size = harness.machine.nvidia_card(device_index(device)) or ("CUDA", None)
+        name, size = harness.nvidia.nvidia_card(device_index(device)) or ("CUDA", None)
     return {
         **facts,
         "device": f"cuda ({name})" if name else kind,
@@ -135,8 +135,6 @@ def device_index(device: str) -> int:
 
 def measure(name: str, unit_name: str, precision: str, batch_size: int, options) -> dict:
     """The measured columns of a network on a unit."""
-    # nvidia-smi and CUDA number cards alike then.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     path = onnx_files.file_path(options.data_dir, name, precision)
     inputs = [
         onnx_files.random_inputs(name, batch_size, options.seed + number)

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import harness.cores
 import harness.machine
-from harness.cards import has_bf16
 from harness.data import choose_data
 from harness.frameworks import ranks
 from harness.frameworks.training import run_epochs
+from harness.nvidia import has_bf16
 from harness.process import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

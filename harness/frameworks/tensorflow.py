@@ -4,18 +4,16 @@ import contextlib
 import importlib.metadata
 import math
 import os
-import shutil
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 import harness.cores
 import harness.machine
-from harness.cards import card_bytes, has_bf16
 from harness.clock import WARMUP_STEPS
 from harness.data import choose_data
+from harness.nvidia import card_bytes, has_bf16, has_card
 from harness.process import UsageError, UserError
 
 # All are read once, when the libraries load.
@@ -191,8 +189,7 @@ def gpu_type() -> str:
 
 def cuda_hint() -> str:
     """What to install where there is an NVIDIA card that TensorFlow does not see; else nothing."""
-    card = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
-    if GPUS or not card:
+    if GPUS or not has_card():
         return ""
     return (
         "TensorFlow does not see the NVIDIA card: its CUDA libraries are missing; install "
