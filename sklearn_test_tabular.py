@@ -114,13 +114,14 @@ def prepare(options) -> dict:
     """Settle data once per sweep; returns the columns that all rows share."""
     from harness import airline
     from harness.data import choose_data
+    from harness.device import Device
 
     if options.device not in ("auto", "cpu"):
         raise utils.UsageError(f"--device={options.device}: scikit-learn computes on the CPU")
     fits.require_threads(options.threads)
     data = choose_data(options.data, lambda: airline.fetch(options))
     framework = f"scikit-learn {importlib.metadata.version('scikit-learn')}"
-    return fits.facts(framework) | {"data": data}
+    return Device("cpu").columns(framework) | {"data": data}
 
 
 def measure(threads: str, estimator: str, rows: int, options) -> dict:

@@ -143,12 +143,14 @@ def measure(threads: str, rows: int, options) -> dict:
     from harness import airline
     from harness.frameworks import boosting
 
-    options.device = boosting.choose_device(options)
+    device = boosting.choose_device(options)
+    options.device = str(device)
     table = airline.load(rows, options)
     functions = xgboost_functions if options.library == "xgboost" else lightgbm_functions
     fit, predict = functions(options, count)
-    kind, number = options.device.partition(":")[0], boosting.card_number(options.device)
-    row, _, late = fits.measure_fits(fit, predict, table, options.max_seconds, kind, number)
+    row, _, late = fits.measure_fits(
+        fit, predict, table, options.max_seconds, device.type, device.index
+    )
     row |= fits.rate_columns(
         "million_row_trees_per_second", rows * options.trees / 1e6, row, "fit_seconds"
     )

@@ -86,22 +86,6 @@ def threads_used(count: int) -> int:
     return harness.cores.openmp_threads(count, pools)
 
 
-def facts(framework: str, card: tuple[str, int] | None = None) -> dict:
-    """The machine columns of a row.
-
-    Args:
-        card: name and bytes of the NVIDIA card that computes; None on the CPU.
-    """
-    machine = harness.machine.machine_facts()
-    kind, (name, size) = ("cuda", card) if card else ("cpu", (None, None))
-    return {
-        **machine,
-        "device": f"{kind} ({name})" if name else kind,
-        "machine": harness.machine.machine_tag(machine, kind, name, size),
-        "framework": framework,
-    }
-
-
 def measure_fits(
     fit: Callable,
     predict: Callable,

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -14,7 +13,6 @@ import psutil
 
 from harness.cores import physical_cores, usable_memory
 from harness.cores import usable_cores as usable_cores  # what a pipeline asks for its workers
-from harness.nvidia import card_name
 from harness.system import output_of, sysctl, text_of
 
 ROOT = Path("/")
@@ -164,31 +162,3 @@ def peak_resident_gb() -> float:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def machine_tag(facts: dict, device_type: str, gpu_name: str | None, gpu_bytes: int | None) -> str:
-    """The name a machine's results are filed under, e.g. `Apple_M3_Pro_18GB_14_GPU_Cores`.
-
-    Args:
-        facts: what `machine_facts` returned.
-        device_type: `cpu`, `mps` or `cuda`: the device that is really used.
-        gpu_name, gpu_bytes: of a card, from the framework; bytes are None if it is silent.
-    """
-    if device_type == "cuda":
-        parts = [card_name(gpu_name, gpu_bytes)]
-    else:
-        cores, kind = facts["cpu_cores"], "Cores"
-        if device_type == "mps":
-            cores, kind = facts["gpu_cores"], "GPU_Cores"
-        elif platform.system() == "Darwin":
-            kind = "CPU_Cores"
-        parts = [facts["chip"] or platform.machine()]
-        memory = gigabytes(facts["memory_gb"] * 1e9)
-        count = f"{cores}_{kind}" if cores else ""
-        parts += [memory, count] if platform.system() == "Darwin" else [count, memory]
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(filter(None, parts))).strip("_")
-
-
-def gigabytes(size: float) -> str:
-    """Memory as it is sold: of 24 GB the system sees slightly less than 24 * 2**30 bytes."""
-    return f"{math.ceil(round(size) / 2**30)}GB"

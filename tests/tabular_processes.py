@@ -12,6 +12,7 @@ import harness.nvidia
 import sklearn_test_tabular
 import xgboost_test_tabular
 from harness import fits
+from harness.device import Device
 
 
 def xgboost_and_a_bare_train(options):
@@ -38,7 +39,7 @@ def trained_where_no_card_is(options):
 
     if xgboost.build_info()["USE_CUDA"] and harness.nvidia.has_card():
         return "this machine has a card"
-    boosting.choose_device = lambda _: "cuda"
+    boosting.choose_device = lambda _: Device("cuda")
     fits.energy_meter = lambda *_: None
     return xgboost_test_tabular.measure("1", 2000, options)
 

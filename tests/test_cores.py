@@ -100,9 +100,10 @@ def test_a_share_is_rounded_down_to_at_least_one_core(monkeypatch, quota, cores)
 
 ASK = """
 import harness.cores as cores, harness.machine as machine
+from harness.device import Device
 facts = machine.machine_facts() | {"chip": "Chip", "memory_gb": 8}
 print(cores.usable_cores(), facts["cpu_cores"], cores.performance_cores(),
-      machine.machine_tag(facts, "cpu", None, None))
+      Device("cpu").tag(facts))
 """
 
 

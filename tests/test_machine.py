@@ -10,6 +10,7 @@ import types
 import pytest
 
 import harness.machine
+from harness.device import Device
 
 M3_PRO = json.dumps(
     {
@@ -79,7 +80,7 @@ def test_gpu_cores_are_read_or_unknown(report, cores):
 def test_tag(monkeypatch, system, chip, cpu_cores, gpu_cores, memory, device, gpu, tag):
     monkeypatch.setattr(platform, "system", lambda: system)
     facts = dict(chip=chip, cpu_cores=cpu_cores, gpu_cores=gpu_cores, memory_gb=memory / 1e9)
-    assert harness.machine.machine_tag(facts, device, *(gpu or (None, None))) == tag
+    assert Device(device, 0, *(gpu or (None, None))).tag(facts) == tag
 
 
 X86 = {"arch": "X86_64", "vendor_id_raw": "GenuineIntel"}

@@ -94,8 +94,9 @@ def test_a_device_that_rounds_as_tf32_does_is_refused(monkeypatch, operation):
      ((8, 0), "bf16", False)],
 )  # fmt: skip
 def test_bf16_by_emulation_is_refused(monkeypatch, capability, precision, refused):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    major, minor = capability
+    card = types.SimpleNamespace(name="Tesla T4", total_memory=0, major=major, minor=minor)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     answers = [torch.ones(2, dtype=pytorch.DTYPES[precision])]
     monkeypatch.setattr(pytorch, "fine_products", lambda *_: answers)
     if not refused:

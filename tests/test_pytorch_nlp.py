@@ -447,7 +447,8 @@ def test_fp16_on_the_cpu_is_refused(options):
 @pytest.mark.parametrize(
     ("device", "visible", "left", "renamed"),
     [("auto", None, "0", "auto"), ("cuda", "", "", "cuda"), ("cuda:1", None, "1", "cuda"),
-     ("cuda:1", "4,GPU-7", "GPU-7", "cuda"), ("cpu", "4,5", "4,5", "cpu")],
+     ("cuda:1", "4,GPU-7", "GPU-7", "cuda"), ("cpu", "4,5", "4,5", "cpu"),
+     ("cuda:1", "4", "", "cuda")],
 )  # fmt: skip
 def test_one_cuda_device_is_left(options, monkeypatch, device, visible, left, renamed):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

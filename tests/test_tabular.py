@@ -26,6 +26,7 @@ import sklearn_test_tabular
 import utils
 from harness import airline, fits
 from harness.arguments import names_of
+from harness.device import Device
 from harness.frameworks import boosting
 from harness.process import is_out_of_memory, run_in_fresh_process
 from harness.twins.airline import airline_table
@@ -275,7 +276,7 @@ def test_a_card_is_named_as_cuda_counts(options, monkeypatch):
     assert boosting.choose_device(options) == "cuda:1"
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert (
-        fits.facts("xgboost 3", card).items()
+        Device("cuda", 2, *card).columns("xgboost 3").items()
         >= {
             "device": "cuda (NVIDIA GeForce RTX 4090)",
             "machine": "NVIDIA_GeForce_RTX_4090_24GB",

@@ -62,7 +62,7 @@ def test_precision_is_proven_without_help_of_the_processor(monkeypatch):
 
     before = tf.config.get_soft_device_placement()
     monkeypatch.setattr(tensorflow, "fine_products", watched)
-    monkeypatch.setattr(tensorflow.Device, "names", ["/CPU:0"])
+    monkeypatch.setattr(tensorflow, "places", lambda device: ["/CPU:0"])
     with pytest.raises(utils.UsageError, match="--precision=bf16: mps cannot do it"):
         tensorflow.require_precision(METAL, "bf16")
     assert placement == [False]
@@ -84,10 +84,10 @@ def test_bf16_by_emulation_is_refused(monkeypatch, capability, refused):
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
     monkeypatch.setattr(tensorflow, "fine_products", lambda dtype: [])
     if not refused:
-        tensorflow.require_precision(CUDA, "bf16")
+        tensorflow.require_precision(tensorflow.card(0), "bf16")
         return
     with pytest.raises(utils.UsageError, match="--precision=bf16: Tesla T4 has no bf16"):
-        tensorflow.require_precision(CUDA, "bf16")
+        tensorflow.require_precision(tensorflow.card(0), "bf16")
 
 
 # Memory

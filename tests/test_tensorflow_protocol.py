@@ -238,7 +238,7 @@ def metal(monkeypatch):
     monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
-    monkeypatch.setattr(tensorflow.Device, "names", ["/CPU:0"])
+    monkeypatch.setattr(tensorflow, "places", lambda device: ["/CPU:0"])
 
 
 def test_metal_is_mps_and_refuses_to_compile(options, metal):
@@ -284,13 +284,13 @@ def test_card_is_named_as_pytorch_names_it(options, monkeypatch):
     monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
     monkeypatch.setattr(tensorflow, "card_bytes", lambda index: 24_576 * 2**20)
-    facts = tensorflow.facts(tensorflow.Device("cuda"))
+    facts = tensorflow.facts(tensorflow.card(0))
     assert (facts["machine"], facts["device"]) == (
         "NVIDIA_TITAN_RTX_24GB",
         "cuda (NVIDIA TITAN RTX)",
     )
     monkeypatch.setattr(tensorflow, "card_bytes", lambda index: None)
-    assert tensorflow.facts(tensorflow.Device("cuda"))["machine"] == "NVIDIA_TITAN_RTX"
+    assert tensorflow.facts(tensorflow.card(0))["machine"] == "NVIDIA_TITAN_RTX"
 
 
 @pytest.mark.parametrize("error", ["NotFoundError", "ImportError"])

@@ -8,6 +8,7 @@ import os
 import harness.nvidia
 from harness import fits
 from harness.data import choose_data
+from harness.device import Device
 from harness.process import UsageError
 
 
@@ -20,14 +21,12 @@ def prepare(options, fetch) -> dict:
     device = choose_device(options)
     fits.require_threads(options.threads)
     data = choose_data(options.data, lambda: fetch(options))
-    card = harness.nvidia.nvidia_card(card_number(device)) if device != "cpu" else None
     # Asked of the module, because the package may be called xgboost-cpu.
     version = importlib.import_module(options.library).__version__
-    framework = f"{options.library} {version}"
-    return fits.facts(framework, card) | {"data": data}
+    return device.columns(f"{options.library} {version}") | {"data": data}
 
 
-def choose_device(options) -> str:
+def choose_device(options) -> Device:
     """`cuda` or `cpu` for `auto`; else the device of that name.
 
     Raises:
@@ -38,27 +37,24 @@ def choose_device(options) -> str:
             raise UsageError("--library=lightgbm: python -m pip install lightgbm")
         if options.device not in ("auto", "cpu"):
             raise UsageError(f"--device={options.device}: LightGBM is measured on the CPU")
-        return "cpu"
+        return Device("cpu")
     # Cards are numbered as NVML does, which names them.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     import xgboost
 
-    if options.device == "mps":
+    asked = Device.parse(options.device)
+    if asked.type == "mps":
         raise UsageError("--device=mps: XGBoost does not use Apple's GPU; take cpu")
-    has_card = harness.nvidia.device_of(card_number(options.device)) is not None
-    if options.device == "auto":
-        return "cuda" if has_card and xgboost.build_info()["USE_CUDA"] else "cpu"
-    if options.device != "cpu" and not has_card:
+    card = None if asked.type == "cpu" else harness.nvidia.nvidia_card(asked.index)
+    if asked.type == "cuda" and not card:
         raise UsageError(f"--device={options.device}: NVIDIA's driver shows no such card here")
-    return options.device
-
-
-def card_number(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
+    if asked.type == "auto" and not xgboost.build_info()["USE_CUDA"]:
+        card = None
+    return Device("cuda", asked.index, *card) if card else Device("cpu")
 
 
 def require_device(model, device: str) -> None:
     """Raises RuntimeError unless it was trained on `device`; XGBoost only warns of another."""
     used = json.loads(model.save_config())["learner"]["generic_param"]["device"]
-    if used.partition(":")[0] != device.partition(":")[0]:
+    if Device.parse(used).type != Device.parse(device).type:
         raise RuntimeError(f"XGBoost trained on {used}, not on {device}: a build without CUDA?")

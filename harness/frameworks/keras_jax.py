@@ -2,33 +2,22 @@
 
 import math
 import os
-from typing import NamedTuple
+from dataclasses import replace
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import harness.machine
+from harness.device import FINE, Device, choose, prove_precision
 from harness.nvidia import card_bytes
 from harness.process import UsageError
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables",
          "metrics_variables")  # fmt: skip
 
 
 # Device
-
-
-class Device(NamedTuple):
-    """`cpu`, or `cuda` with the number of the card."""
-
-    type: str
-    index: int = 0
-
-    @property
-    def itself(self) -> jax.Device:
-        return jax.devices(self.type)[self.index]
 
 
 def start(options) -> Device:
@@ -40,7 +29,7 @@ def start(options) -> Device:
         UsageError: the device is missing, or cannot compute in the precision.
     """
     device = choose_device(options.device)
-    jax.config.update("jax_default_device", device.itself)
+    jax.config.update("jax_default_device", its_own(device))
     if options.precision == "fp32":
         jax.config.update("jax_default_matmul_precision", "highest")
     require_precision(device, options.precision)
@@ -49,16 +38,18 @@ def start(options) -> Device:
 
 def choose_device(name: str) -> Device:
     """CUDA, or else the CPU, for `auto`; else the device of that name."""
-    chosen = name
-    if name == "auto":
-        chosen = "cuda" if count_of("cuda") else "cpu"
-    kind, _, number = chosen.partition(":")
-    device = Device(kind, int(number or 0))
-    if device.index >= count_of(kind):
-        allowed = os.environ.get("JAX_PLATFORMS")
-        hint = f"; JAX_PLATFORMS={allowed} allows no other: unset it" if allowed else ""
-        raise UsageError(f"--device={name}: JAX {jax.__version__} sees no such device here{hint}")
-    return device
+    seen = {kind: count_of(kind) for kind in ("cuda", "cpu")}
+    allowed = os.environ.get("JAX_PLATFORMS")
+    hint = f"JAX_PLATFORMS={allowed} allows no other: unset it" if allowed else ""
+    device = choose(name, seen, f"JAX {jax.__version__}", hint)
+    if device.type == "cpu":
+        return device
+    size = card_bytes(device.index)
+    return replace(device, name=its_own(device).device_kind, memory_bytes=size)
+
+
+def its_own(device: Device) -> jax.Device:
+    return jax.devices(device.type)[device.index]
 
 
 def count_of(kind: str) -> int:
@@ -71,29 +62,25 @@ def count_of(kind: str) -> int:
 
 def require_precision(device: Device, precision: str) -> None:
     """Raises UsageError unless the device multiplies, convolves and attends in `precision`."""
-    dtype = DTYPES[precision]
-    try:
-        results = jax.block_until_ready(fine_products(dtype))
-        tokens = jax.numpy.ones((1, 8, 1, 8), dtype)
-        attention = jax.jit(jax.nn.dot_product_attention)  # compiled, as a training is
-        jax.block_until_ready(attention(tokens, tokens, tokens))
-    except (jax.errors.JaxRuntimeError, ValueError):
-        raise UsageError(
-            f"--precision={precision}: JAX cannot do it on {device.type}; use fp32 or another of "
-            "the --backends"
-        ) from None
-    if precision == "fp32" and any(abs(result - FINE).max() > 2**-14 for result in results):
-        raise UsageError(
-            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
-            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
-        )
+
+    def products() -> list[jax.Array]:
+        dtype = DTYPES[precision]
+        try:
+            tokens = jax.numpy.ones((1, 8, 1, 8), dtype)
+            attention = jax.jit(jax.nn.dot_product_attention)  # compiled, as a training is
+            jax.block_until_ready(attention(tokens, tokens, tokens))
+            return jax.block_until_ready(fine_products(dtype))
+        except (jax.errors.JaxRuntimeError, ValueError):
+            raise UsageError(
+                f"--precision={precision}: JAX cannot do it on {device.type}; use fp32 or another "
+                "of the --backends"
+            ) from None
+
+    prove_precision(device, precision, products)
 
 
 def fine_products(dtype) -> list[jax.Array]:
-    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
-
-    They are large enough for the kernels that a training uses.
-    """
+    """The products that `prove_precision` asks for."""
     matrix, images = (jax.numpy.full(shape, FINE, dtype) for shape in ((512, 512), (4, 64, 16, 16)))
     kernel = jax.numpy.ones((64, 64, 3, 3), dtype)
     convolved = jax.lax.conv(images, kernel, (1, 1), "VALID")
@@ -101,20 +88,8 @@ def fine_products(dtype) -> list[jax.Array]:
 
 
 def facts(device: Device) -> dict:
-    """The machine columns of a row, of the device that is really used.
-
-    JAX does not tell how many threads it takes.
-    """
-    machine = harness.machine.machine_facts()
-    name = size = None
-    if device.type == "cuda":
-        name = device.itself.device_kind
-        size = card_bytes(device.index)
-    return {
-        **machine,
-        "device": f"{device.type} ({name})" if name else device.type,
-        "machine": harness.machine.machine_tag(machine, device.type, name, size),
-    }
+    """The machine columns of a row; JAX does not tell how many threads it takes."""
+    return device.columns(f"jax {jax.__version__}")
 
 
 def placed_on(model) -> str:
@@ -140,7 +115,7 @@ def peak_memory_gb(device: Device) -> float | None:
     """
     if device.type == "cpu":
         return harness.machine.peak_resident_gb()
-    statistics = device.itself.memory_stats() or {}
+    statistics = its_own(device).memory_stats() or {}
     peak = statistics.get("peak_bytes_in_use")
     return peak and peak / 1e9
 

@@ -20,6 +20,7 @@ import psutil
 import harness.cores
 import harness.machine
 from harness import gguf_file
+from harness.device import Device
 from harness.energy import EnergyMeter, energy_meter
 from harness.frameworks import llama_log
 from harness.process import UsageError, UserError
@@ -102,7 +103,7 @@ def load(options) -> Llm:
     # Rows keep what was asked: on the processor they are those of a build that knows no GPU.
     parameters.n_gpu_layers = 0 if options.device == "cpu" else options.n_gpu_layers
     parameters.split_mode = SPLIT_MODES[options.split_mode]
-    parameters.main_gpu = int(options.device.partition(":")[2] or 0)  # for the mode `none`
+    parameters.main_gpu = Device.parse(options.device).index  # for the mode `none`
     parts = [float(part) for part in options.tensor_split.split(",") if part]
     if len(parts) > (most := llama_cpp.llama_max_devices()):
         raise UsageError(f"--tensor_split={options.tensor_split}: at most {most} parts")
@@ -140,7 +141,7 @@ def capture_log(verbose: bool) -> None:
 
 def require_device(asked: str, used: str) -> None:
     """Raises UsageError unless llama.cpp computes on the kind of device that was asked for."""
-    kind = asked.partition(":")[0]
+    kind = Device.parse(asked).type
     if kind != "auto" and DEVICE_NAMES.get(kind, kind) != used:
         raise UsageError(
             f"--device={asked}: llama.cpp computes on {used} here; docs/setup.md says how to "
@@ -247,22 +248,10 @@ def facts(llm: Llm, options) -> dict:
 
 def machine_columns(offload: llama_log.Offload) -> dict:
     """The machine columns of a row, of the device that llama.cpp computes on."""
-    machine = harness.machine.machine_facts()
-    if offload.device_type == "cpu":
-        tag = harness.machine.machine_tag(machine, "cpu", None, None)
-    elif offload.device_type == "metal":
-        tag = harness.machine.machine_tag(machine, "mps", None, None)
-    else:
-        tag = harness.machine.machine_tag(machine, "cuda", offload.gpu_name, offload.gpu_bytes)
-    name = offload.gpu_name
-    return {
-        **machine,
-        "device": f"{offload.device_type} ({name})" if name else offload.device_type,
-        "machine": tag,
-        "framework": build(),
-        "layers_on_gpu": offload.layers_on_gpu,
-        "layers": offload.layers,
-    }
+    name, size = offload.gpu_name, offload.gpu_bytes
+    device = Device(offload.device_type, offload.gpu_index or 0, name, size)
+    layers = {"layers_on_gpu": offload.layers_on_gpu, "layers": offload.layers}
+    return device.columns(build()) | layers
 
 
 def build(maps: Path = Path("/proc/self/maps")) -> str:

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
 
 # Read once, at the first product: newer GPUs (Apple's M5, NVIDIA's) otherwise round as TF32 does.
 os.environ["MLX_ENABLE_TF32"] = "0"
@@ -20,22 +20,13 @@ from mlx.utils import tree_flatten, tree_map
 
 import harness.machine
 from harness.data import choose_data
+from harness.device import FINE, Device, choose, prove_precision
 from harness.frameworks.training import run_epochs
-from harness.nvidia import has_bf16
-from harness.process import UsageError
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
-FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 # Device
-
-
-class Device(NamedTuple):
-    """`cpu`, `mps` (the GPU of an Apple chip) or `cuda`, with the number of the card."""
-
-    type: str
-    index: int = 0
 
 
 def start(options) -> Device:
@@ -54,46 +45,31 @@ def start(options) -> Device:
 
 def choose_device(name: str) -> Device:
     """The GPU, or else the CPU, for `auto`; else the device of that name."""
-    gpu_type = "mps" if mx.metal.is_available() else "cuda"
     gpus = mx.device_count(mx.gpu) if mx.is_available(mx.gpu) else 0
-    if name == "auto":
-        name = gpu_type if gpus else "cpu"
-    wanted, _, number = name.partition(":")
-    device = Device(wanted, int(number or 0))
-    if wanted != "cpu" and (wanted != gpu_type or device.index >= gpus):
-        hint = "" if sys.platform == "darwin" else "; for NVIDIA cards install mlx[cuda13]"
-        problem = f"MLX {mx.__version__} sees no such device here{hint}"
-        raise UsageError(f"--device={name}: {problem}")
-    mx.set_default_device(mx.Device(mx.cpu if wanted == "cpu" else mx.gpu, device.index))
-    return device
+    seen = {"mps" if mx.metal.is_available() else "cuda": gpus, "cpu": 1}
+    hint = "" if sys.platform == "darwin" else "for NVIDIA cards install mlx[cuda13]"
+    device = choose(name, seen, f"MLX {mx.__version__}", hint)
+    mx.set_default_device(mx.Device(mx.cpu if device.type == "cpu" else mx.gpu, device.index))
+    if device.type != "cuda":
+        return device
+    card = mx.device_info(mx.default_device())
+    parts = (f"compute_capability_{part}" for part in ("major", "minor"))
+    return replace(
+        device, name=card["device_name"], memory_bytes=card.get("total_memory"),
+        capability=tuple(card[part] for part in parts if part in card),
+    )  # fmt: skip
 
 
 def require_precision(device: Device, precision: str) -> None:
     """Raises UsageError unless `device` convolves and differentiates, in `precision` itself."""
-    if device.type == "cuda" and precision == "bf16":
-        details = mx.device_info(mx.default_device())
-        capability = [details[f"compute_capability_{part}"] for part in ("major", "minor")]
-        if not has_bf16(capability):
-            raise UsageError(
-                f"--precision=bf16: {details['device_name']} has no bf16 arithmetic; use fp16 or "
-                "fp32"
-            )
-    try:
-        results = fine_products(DTYPES[precision])
-    except (RuntimeError, ValueError):
-        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
-    if precision == "fp32" and any(mx.abs(result - FINE).max() > 2**-14 for result in results):
-        raise UsageError(
-            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop; "
-            "measure with --precision=bf16"
-        )
+    errors = (RuntimeError, ValueError)
+    prove_precision(device, precision, lambda: fine_products(DTYPES[precision]), errors)
 
 
 def fine_products(dtype: mx.Dtype) -> list[mx.array]:
-    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+    """The products that `prove_precision` asks for.
 
-    They are large enough for the kernels that a training uses; the convolution's gradient is FINE
-    too, times what it sums over.
+    The convolution's gradient is FINE too, times what it sums over.
     """
     matrix, images = mx.full((512, 512), FINE, dtype), mx.full((4, 16, 16, 64), FINE, dtype)
     kernel = mx.ones((64, 3, 3, 64), dtype)
@@ -119,22 +95,7 @@ def prepare(options, fetch) -> dict:
     """
     device = start(options)
     data = choose_data(options.data, lambda: fetch(options))
-    return facts(device) | {"data": data}
-
-
-def facts(device: Device) -> dict:
-    """The machine columns of a row, of the device that is really used."""
-    machine = harness.machine.machine_facts()
-    name = size = None
-    if device.type == "cuda":
-        details = mx.device_info(mx.default_device())
-        name, size = details["device_name"], details.get("total_memory")
-    return {
-        **machine,
-        "device": f"{device.type} ({name})" if name else device.type,
-        "machine": harness.machine.machine_tag(machine, device.type, name, size),
-        "framework": f"mlx {mx.__version__}",
-    }
+    return device.columns(f"mlx {mx.__version__}") | {"data": data}
 
 
 # Data and loss

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from harness.frameworks import mlx
+from harness.device import Device
 from harness.process import UsageError, UserError
 from harness.questions import in_chat_format
 from harness.twins.mlx_llama import SYNTHETIC_KEY
@@ -46,7 +46,7 @@ def load(path: Path):
         raise UserError(f"{path}: mlx-lm {mlx_lm.__version__} cannot load it: {problem}") from None
 
 
-def shared_columns(model, config: dict, device: mlx.Device, options) -> dict:
+def shared_columns(model, config: dict, device: Device, options) -> dict:
     """The columns that every row shares."""
     import mlx_lm
     from mlx_lm.utils import get_total_parameters
@@ -55,8 +55,7 @@ def shared_columns(model, config: dict, device: mlx.Device, options) -> dict:
     files = options.model_path.glob("*.safetensors")
     facts = {
         **{name: getattr(options, name) for name in SHARED_OPTIONS},
-        **mlx.facts(device),
-        "framework": f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}",
+        **device.columns(f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}"),
         "model": options.model_name,
         "data": "synthetic" if SYNTHETIC_KEY in config else "real",
         "architecture": config["model_type"],

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import harness.machine
 import harness.nvidia
 from harness.clock import WINDOW_SECONDS
+from harness.device import Device
 from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.frameworks import onnx_placement
@@ -75,12 +76,12 @@ def prepare(options) -> dict:
         raise UsageError("--data=real: these networks have random weights; use --data=synthetic")
     units = choose_units(options.providers, options.device)
     onnx_files.ensure_files(options.models, options.precisions, options.data_dir)
-    shared = machine(units, options.device)
+    device = strongest(units, Device.parse(options.device).index)
+    shared = device.columns(f"onnxruntime {onnxruntime.__version__}")
     used = {name: UNITS[name].device for name in units} | {"cuda": shared["device"]}
     return {
         **shared,
         "provider": {name: {"device": used[name]} for name in units},
-        "framework": f"onnxruntime {onnxruntime.__version__}",
         "data": "synthetic",
         "found": {"providers": units},
     }
@@ -103,31 +104,20 @@ def choose_units(asked: list[str], device: str) -> list[str]:
                     f"{UNITS[name].provider} here, only {', '.join(there)}"
                 )
         return asked
-    kind = device.partition(":")[0]
+    kind = Device.parse(device).type
     found = [n for n, u in UNITS.items() if u.provider in there and kind in ("auto", u.device)]
     if not found:
         raise UsageError(f"--device={device}: ONNX Runtime's {', '.join(there)} do not reach it")
     return found
 
 
-def machine(units: list[str], device: str) -> dict:
-    """The machine columns, named after the strongest device among the units."""
-    facts = harness.machine.machine_facts()
-    devices = {UNITS[name].device for name in units}
-    kind = next(kind for kind in ("cuda", "mps", "cpu") if kind in devices)
-    name = size = None
-    if kind == "cuda":
-        name, size = harness.nvidia.nvidia_card(device_index(device)) or ("CUDA", None)
-    return {
-        **facts,
-        "device": f"cuda ({name})" if name else kind,
-        "machine": harness.machine.machine_tag(facts, kind, name, size),
-    }
-
-
-def device_index(device: str) -> int:
-    """1 of `cuda:1`; 0 where no number is given."""
-    return int(device.partition(":")[2] or 0)
+def strongest(units: list[str], index: int) -> Device:
+    """The strongest device among the units, a card that of the number: it names the machine."""
+    kinds = {UNITS[name].device for name in units}
+    kind = next(kind for kind in ("cuda", "mps", "cpu") if kind in kinds)
+    if kind != "cuda":
+        return Device(kind)
+    return Device(kind, index, *(harness.nvidia.nvidia_card(index) or ("CUDA", None)))
 
 
 # One point
@@ -136,18 +126,19 @@ def device_index(device: str) -> int:
 def measure(name: str, unit_name: str, precision: str, batch_size: int, options) -> dict:
     """The measured columns of a network on a unit."""
     path = onnx_files.file_path(options.data_dir, name, precision)
+    index = Device.parse(options.device).index
     inputs = [
         onnx_files.random_inputs(name, batch_size, options.seed + number)
         for number in range(FRESH_INPUTS)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        unit = ready(UNITS[unit_name], device_index(options.device), Path(folder))
+        unit = ready(UNITS[unit_name], index, Path(folder))
         start = time.perf_counter()
         session = make_session(path, unit, batch_size)
         load_seconds = time.perf_counter() - start
         run = runner(session, unit)
         bindings = [bind(session, unit, values) for values in inputs]
-        place = ("mps" if unit.is_core_ml else unit.device, device_index(options.device))
+        place = ("mps" if unit.is_core_ml else unit.device, index)
         watch, meter = Watch(*place), energy_meter(*place)
         seconds = options.max_seconds or SECONDS
         row = time_inferences(run, bindings, batch_size, seconds, watch, meter)

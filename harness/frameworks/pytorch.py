@@ -1,6 +1,7 @@
 """The one PyTorch protocol: device, precision, training loop, device-only probe, memory, FLOPs."""
 
 import contextlib
+import functools
 import math
 import sys
 import warnings
@@ -11,13 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness.cores
 import harness.machine
 from harness.data import choose_data
+from harness.device import FINE, Device, choose, prove_precision
 from harness.frameworks import ranks
 from harness.frameworks.training import run_epochs
-from harness.nvidia import has_bf16
 from harness.process import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 def start(options) -> torch.device:
@@ -38,22 +38,14 @@ def start(options) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """MPS, then CUDA, then CPU for `auto`; else the device of that name."""
-    if name == "auto":
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    there = {
-        "cpu": True,
-        "mps": torch.backends.mps.is_available(),
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-    }[device.type]
-    if not there:
-        raise UsageError(f"--device={name}: PyTorch {torch.__version__} sees no such device here")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
+    """The GPU, or else the CPU, for `auto`; else the device of that name."""
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    seen = {gpu.type: torch.accelerator.device_count()} if gpu else {}
+    chosen = choose(name, {**seen, "cpu": 1}, f"PyTorch {torch.__version__}")
+    if chosen.type != "cuda":
+        return torch.device(chosen.type)
+    torch.cuda.set_device(chosen.index)
+    return torch.device("cuda", chosen.index)
 
 
 def forbid_tf32() -> None:
@@ -76,39 +68,32 @@ def forbid_tf32() -> None:
 
 def require_precision(device: torch.device, precision: str) -> None:
     """Raises UsageError unless `device` really multiplies and convolves in `precision`."""
-    on_nvidia = device.type == "cuda" and not torch.version.hip
-    if precision == "bf16" and on_nvidia and not has_bf16(torch.cuda.get_device_capability(device)):
-        raise UsageError(
-            f"--precision=bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, "
-            "PyTorch would make do with float32; use fp16 or fp32"
-        )
-    try:
-        results = fine_products(device, precision)
-    except RuntimeError:
-        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
-    if any(result.dtype != DTYPES[precision] for result in results):
-        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32")
-    if precision == "fp32" and any((result - FINE).abs().max() > 2**-14 for result in results):
-        raise UsageError(
-            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
-            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
-        )
+    products = functools.partial(fine_products, device, precision)
+    prove_precision(described(device), precision, products, (RuntimeError,))
 
 
 def fine_products(device: torch.device, precision: str) -> list[torch.Tensor]:
-    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
-
-    They are large enough for the kernels that a training uses.
-    """
+    """The products that `prove_precision` asks for; raises RuntimeError where it cannot do them."""
     matrix = torch.full((512, 512), FINE, device=device)
     images = torch.full((4, 64, 16, 16), FINE, device=device)
     kernel = torch.ones(64, 64, 3, 3, device=device)
-    # An unsupported type only warns, and computes in float32.
     with warnings.catch_warnings(), autocast(device, precision):
         warnings.simplefilter("ignore")
         product = matrix @ torch.ones_like(matrix)
         convolved = torch.nn.functional.conv2d(images, kernel)
+    if {product.dtype, convolved.dtype} != {DTYPES[precision]}:
+        # Of an unsupported type PyTorch only warns.
+        raise RuntimeError(f"computed in {product.dtype}")
     return [product / len(matrix), convolved / kernel[0].numel()]
+
+
+def described(device: torch.device) -> Device:
+    """The device as rows have it."""
+    if device.type != "cuda":
+        return Device(device.type)
+    card = torch.cuda.get_device_properties(device)
+    capability = None if torch.version.hip else (card.major, card.minor)
+    return Device("cuda", device.index or 0, card.name, card.total_memory, capability)
 
 
 def has_fused_adam(device: torch.device, precision: str) -> bool:
@@ -165,18 +150,8 @@ def prepare(options, fetch) -> dict:
 
 def facts(device: torch.device) -> dict:
     """The machine columns of a row, of the device that is really used."""
-    machine = harness.machine.machine_facts()
-    name = size = None
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, size = properties.name, properties.total_memory
-    return {
-        **machine,
-        "device": f"{device.type} ({name})" if name else device.type,
-        "machine": harness.machine.machine_tag(machine, device.type, name, size),
-        "threads": harness.cores.openmp_threads(torch.get_num_threads()),
-        "framework": f"torch {torch.__version__}",
-    }
+    threads = harness.cores.openmp_threads(torch.get_num_threads())
+    return described(device).columns(f"torch {torch.__version__}") | {"threads": threads}
 
 
 def synchronize(device: torch.device):

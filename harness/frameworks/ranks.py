@@ -21,6 +21,7 @@ import psutil
 import harness.frameworks.training
 from harness import PROJECT_VERSION
 from harness.clock import Clock, Team, probe_device
+from harness.device import choose_several
 from harness.disturbance import Watch
 from harness.frameworks.training import require_batch, row_of
 from harness.machine import usable_cores
@@ -65,17 +66,10 @@ def device_count(options) -> int:
     """
     import torch
 
-    kind = options.device
-    if kind == "auto":
-        kind = "mps" if torch.backends.mps.is_available() else "cpu"
-        kind = "cuda" if torch.cuda.is_available() else kind
-    there = {"cuda": torch.cuda.device_count(), "cpu": usable_cores()}.get(kind, 1)
-    if ":" in kind:
-        raise UsageError(f"--num_devices: --device={kind} names one device; take cuda or cpu")
-    wanted = there if options.num_devices == "all" else options.num_devices
-    if wanted > there:
-        raise UsageError(f"--num_devices={wanted}: there are {there} of {kind} on this machine")
-    return wanted
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    seen = {gpu.type: torch.accelerator.device_count()} if gpu else {}
+    seen |= {"cpu": usable_cores()}
+    return choose_several(options.device, options.num_devices, seen).count
 
 
 def total(options) -> int:

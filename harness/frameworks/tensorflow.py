@@ -5,7 +5,7 @@ import importlib.metadata
 import math
 import os
 import sys
-from typing import NamedTuple
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -13,7 +13,8 @@ import harness.cores
 import harness.machine
 from harness.clock import WARMUP_STEPS
 from harness.data import choose_data
-from harness.nvidia import card_bytes, has_bf16, has_card
+from harness.device import FINE, Device, choose, choose_several, prove_precision
+from harness.nvidia import card_bytes, has_card
 from harness.process import UsageError, UserError
 
 # All are read once, when the libraries load.
@@ -80,27 +81,9 @@ from harness.frameworks.fit import POLICIES, Fit, require_compiled  # noqa: E402
 from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402, F401 - for `fit`
 
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
-FINE = 1 + 2**-12  # a float32; in TF32, with 10 bits after the point, it is 1
 
 
 # Device
-
-
-class Device(NamedTuple):
-    """`cpu`, `mps` (Metal, which TensorFlow calls GPU:0) or `cuda` with the number of the card.
-
-    Or `count` of that kind, which train together; a processor then stands for several.
-    """
-
-    type: str
-    index: int = 0
-    count: int = 1
-
-    @property
-    def names(self) -> list[str]:
-        """As `tf.device` wants them; only the chosen cards are visible."""
-        kind = "CPU" if self.type == "cpu" else "GPU"
-        return [f"/{kind}:{number}" for number in range(self.count)]
 
 
 def start(options) -> Device:
@@ -129,58 +112,46 @@ def start(options) -> Device:
 def choose_device(name: str, count: int | str = 1) -> Device:
     """The first GPU, or else the CPU, for `auto`; else the device of that name.
 
+    Metal, which TensorFlow calls GPU:0 too, is `mps`.
+
     Args:
-        count: how many of the kind, or `all`.
+        count: how many of the kind train together, or `all`; a processor then stands for several.
     """
-    if count != 1:
-        return choose_devices(name, count)
-    if name == "auto":
-        name = gpu_type() if GPUS else "cpu"
-    if name == "cpu":
-        tf.config.set_visible_devices([], "GPU")
-        return Device("cpu")
-    wanted, _, number = name.partition(":")
-    index = int(number or 0)
-    if wanted != gpu_type() or index >= len(GPUS):
-        problem = f"TensorFlow {tf.__version__} sees no such device here"
-        raise UsageError(f"--device={name}: {problem}{'; ' if cuda_hint() else ''}{cuda_hint()}")
-    tf.config.set_visible_devices(GPUS[index], "GPU")
-    # Otherwise TensorFlow takes nearly all memory at once.
-    tf.config.experimental.set_memory_growth(GPUS[index], True)
-    return Device(wanted, index)
-
-
-def choose_devices(kind: str, count: int | str) -> Device:
-    """Several devices that train together.
-
-    Raises:
-        UsageError: there are not that many.
-    """
-    if ":" in kind:
-        raise UsageError(f"--num_devices: --device={kind} names one device; take cuda or cpu")
-    if kind == "auto":
-        kind = gpu_type() if GPUS else "cpu"
-    there = harness.cores.usable_cores() if kind == "cpu" else len(GPUS) * (kind == gpu_type())
-    count = there if count == "all" else count
-    if not 0 < count <= there:
-        raise UsageError(f"--num_devices={count}: there are {there} of {kind} on this machine")
-    if kind == "cpu":
-        tf.config.set_visible_devices([], "GPU")
-        (processor,) = tf.config.list_physical_devices("CPU")
-        parts = [tf.config.LogicalDeviceConfiguration()] * count
-        tf.config.set_logical_device_configuration(processor, parts)
+    seen = {gpu_type(): len(GPUS), "cpu": 1 if count == 1 else harness.cores.usable_cores()}
+    if count == 1:
+        device = choose(name, seen, f"TensorFlow {tf.__version__}", cuda_hint())
     else:
-        tf.config.set_visible_devices(GPUS[:count], "GPU")
-        for card in GPUS[:count]:
-            tf.config.experimental.set_memory_growth(card, True)
-    return Device(kind, 0, count)
+        device = choose_several(name, count, seen)
+    chosen = [] if device.type == "cpu" else GPUS[device.index : device.index + device.count]
+    tf.config.set_visible_devices(chosen, "GPU")
+    for gpu in chosen:
+        # Otherwise TensorFlow takes nearly all memory at once.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if device.type == "cpu" and device.count > 1:
+        (processor,) = tf.config.list_physical_devices("CPU")
+        parts = [tf.config.LogicalDeviceConfiguration()] * device.count
+        tf.config.set_logical_device_configuration(processor, parts)
+    return replace(card(device.index), count=device.count) if device.type == "cuda" else device
+
+
+def card(index: int) -> Device:
+    """A CUDA card as TensorFlow names it."""
+    details = tf.config.experimental.get_device_details(GPUS[index])
+    name, capability = details.get("device_name", "CUDA_GPU"), details.get("compute_capability")
+    return Device("cuda", index, name, card_bytes(index), capability)
+
+
+def places(device: Device) -> list[str]:
+    """The device as `tf.device` wants it, or all of several; only the chosen cards are visible."""
+    kind = "CPU" if device.type == "cpu" else "GPU"
+    return [f"/{kind}:{number}" for number in range(device.count)]
 
 
 def on_all(device: Device):
     """The context in which a model is built: its weights on each device, gradients averaged."""
     if device.count == 1:
         return contextlib.nullcontext()
-    return tf.distribute.MirroredStrategy(device.names).scope()
+    return tf.distribute.MirroredStrategy(places(device)).scope()
 
 
 def gpu_type() -> str:
@@ -199,37 +170,27 @@ def cuda_hint() -> str:
 
 def require_precision(device: Device, precision: str) -> None:
     """Raises UsageError unless `device` itself does what a training needs in `precision`."""
-    if device.type == "cuda" and precision == "bf16":
-        details = tf.config.experimental.get_device_details(GPUS[device.index])
-        if not has_bf16(details.get("compute_capability", (8, 0))):
-            raise UsageError(
-                f"--precision=bf16: {details['device_name']} has no bf16 arithmetic, TensorFlow "
-                "would make do with float32; use fp16 or fp32"
-            )
+
+    def products() -> list:
+        results = []
+        for place in places(device):
+            with tf.device(place):
+                results += fine_products(DTYPES[precision])
+        return results
+
     # Otherwise the processor quietly does what the device has no kernel for.
     softly = tf.config.get_soft_device_placement()
     tf.config.set_soft_device_placement(False)
     try:
-        results = []
-        for name in device.names:
-            with tf.device(name):
-                results += fine_products(DTYPES[precision])
-    except tf.errors.OpError:
-        raise UsageError(f"--precision={precision}: {device.type} cannot do it; use fp32") from None
+        prove_precision(device, precision, products, (tf.errors.OpError,))
     finally:
         tf.config.set_soft_device_placement(softly)
-    if precision == "fp32" and any(abs(result.numpy() - FINE).max() > 2**-14 for result in results):
-        raise UsageError(
-            f"--precision=fp32: {device.type} rounds float32 as TF32 does, and will not stop: "
-            "unset NVIDIA_TF32_OVERRIDE, or measure with --precision=bf16"
-        )
 
 
-def fine_products(dtype: tf.DType) -> list[tf.Tensor]:
-    """A matrix product and a convolution whose every element is FINE, if nothing is rounded off.
+def fine_products(dtype: tf.DType) -> list:
+    """The products that `prove_precision` asks for, as NumPy arrays.
 
-    They are large enough for the kernels that a training uses, and are differentiated; a batch
-    normalization follows, as in most networks.
+    They are differentiated too; a batch normalization follows, as in most networks.
     """
     fine = tf.constant(FINE, dtype)
     matrix, images = tf.fill((512, 512), fine), tf.fill((4, 16, 16, 64), fine)
@@ -240,7 +201,7 @@ def fine_products(dtype: tf.DType) -> list[tf.Tensor]:
         product, convolved = matrix @ ones, tf.nn.conv2d(images, kernel, 1, "VALID")
         normalized, *_ = tf.compat.v1.nn.fused_batch_norm(convolved, scale, scale)
     tape.gradient([product, normalized], [ones, kernel])
-    return [product / 512, convolved / (3 * 3 * 64)]
+    return [(product / 512).numpy(), (convolved / (3 * 3 * 64)).numpy()]
 
 
 def prepare(options, fetch) -> dict:
@@ -258,19 +219,8 @@ def facts(device: Device) -> dict:
     """The machine columns of a row, of the device that is really used."""
     if device.type == "cpu" and cuda_hint():
         tqdm.write(cuda_hint())
-    machine = harness.machine.machine_facts()
-    name = size = None
-    if device.type == "cuda":
-        details = tf.config.experimental.get_device_details(GPUS[device.index])
-        name = details.get("device_name", "CUDA_GPU")
-        size = card_bytes(device.index)
-    return {
-        **machine,
-        "device": f"{device.type} ({name})" if name else device.type,
-        "machine": harness.machine.machine_tag(machine, device.type, name, size),
-        "threads": int(os.environ["TF_NUM_INTRAOP_THREADS"]),
-        "framework": f"tensorflow {tf.__version__}, keras {keras.__version__}",
-    }
+    columns = device.columns(f"tensorflow {tf.__version__}, keras {keras.__version__}")
+    return columns | {"threads": int(os.environ["TF_NUM_INTRAOP_THREADS"])}
 
 
 # Data

@@ -12,6 +12,7 @@ from accelerate.utils import send_to_device
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.clock import Clock
+from harness.device import Device
 from harness.frameworks import ranks
 from harness.frameworks.pytorch import (
     count_flops,
@@ -34,13 +35,14 @@ def hide_other_gpus(options) -> None:
     """
     if ranks.size() > 1:
         return  # each rank has its own
-    kind, _, index = options.device.partition(":")
-    if kind not in ("auto", "cuda"):
+    device = Device.parse(options.device)
+    if device.type not in ("auto", "cuda"):
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = index or "0" if visible is None else visible.split(",")[int(index or 0)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
-    options.device = kind
+    cards = [*map(str, range(device.index + 1))] if visible is None else visible.split(",")
+    # Of a number beyond those that are visible, none is left.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "".join(cards[device.index : device.index + 1])
+    options.device = device.type
 
 
 def training_arguments(batch_size, options, device, scratch, **hyperparameters):
