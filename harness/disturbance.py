@@ -115,9 +115,9 @@ class Watch:
 
     def thermal_state(self) -> str | None:
         """`nominal`, or what is held back for heat or power; None where nothing tells."""
-        if self.device_type == "cuda":
+        if self.card:
             return harness.nvidia.thermal_state(self.card)
-        return harness.machine.thermal_state()
+        return None if self.device_type == "cuda" else harness.machine.thermal_state()
 
     def columns(self) -> dict:
         """The columns of a row; those that are not known are left out."""
