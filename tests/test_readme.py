@@ -77,7 +77,9 @@ def flags(text: str) -> set[str]:
 def flags_of(script: str) -> set[str]:
     required = ["a", "b"] if script == "compare_results.py" else []
     parser, _ = parse(script, required)
-    return {name for name in parser._option_string_actions if name.startswith("--")} - {"--help"}
+    actions = parser._option_string_actions.items()
+    shown = {name for name, action in actions if action.help != argparse.SUPPRESS}
+    return {name for name in shown if name.startswith("--")} - {"--help"}
 
 
 def make_dry_run(*words: str) -> str:

@@ -273,7 +273,7 @@ def test_a_card_is_named_as_cuda_counts(options, monkeypatch):
     assert harness.nvidia.nvidia_card(2) is None
     options.device = "cuda:1"
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")  # as it was, after the test
-    assert boosting.choose_device(options) == "cuda:1"
+    assert str(boosting.choose_device(options)) == "cuda:1"
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert (
         Device("cuda", 2, *card).columns("xgboost 3").items()
