@@ -311,6 +311,6 @@ def probe_device(
         seconds = time.perf_counter() - start
         if not pauses.since_last():
             done, spent, windows = done + work, spent + seconds, windows + 1
-        tell("without loading", f"{spent:.1f} of {PROBE_SECONDS:.0f} s")
+        tell("without loading")  # and no detail: no bar shows one
         time_is_up = bool(team.agree(spent >= PROBE_SECONDS and windows > 1))
     return team.size * done / spent
