@@ -14,7 +14,7 @@ from tqdm import tqdm
 from harness.awake import Pauses
 from harness.observer import Observer
 from harness.process import tell
-from harness.windows import Window, speed_of, steady_rate, steady_windows, sustained_ratio
+from harness.windows import Run, Window, speed_of, timing_columns
 
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
@@ -227,37 +227,20 @@ class Clock:
         self.bar.close()
 
     def measurement(self) -> dict:
-        """The timing columns of a row: seconds and samples per second; None where unknown."""
-        rate, rate_ci95 = steady_rate(self.windows)
-        steps_per_epoch = self.samples_per_epoch // self.batch_size
-        samples = self._samples_of_all_epochs()
-        trained = self.samples - self.soaked_samples
-        # The whole time of a run that stood still says nothing, but the rate of the rest does.
-        stood_still = self.paused and rate is not None
-        whole = trained >= steps_per_epoch * self.batch_size * self.epochs
-        extrapolated = stood_still or not whole
-        if extrapolated:
-            first = self.first_step_seconds or self._first_samples / rate
-            seconds = first + (samples - self._first_samples) / rate
-        else:
-            seconds = (self.total_seconds - self.soaked_seconds) * samples / trained
-        epoch_seconds = seconds / self.epochs
-        return {
-            "avg_time_per_epoch": epoch_seconds,
-            "avg_time_per_epoch_ci95": epoch_seconds * rate_ci95 / rate if rate_ci95 else None,
-            "extrapolated": extrapolated,
-            "samples_per_second": rate,
-            "samples_per_second_ci95": rate_ci95,
-            "first_step_seconds": self.first_step_seconds,
-            "sustained_ratio": sustained_ratio(self.windows),
-            "steps_timed": sum(window.steps for window in steady_windows(self.windows)),
-            "steps_per_epoch": steps_per_epoch,
-            **self.observer.columns(
-                self.samples - self._warmup_samples,
-                self.steady_seconds,
-                SUSPENDED if self.paused else None,
-            ),
-        }
+        """The columns of a row that follow from the run, and from what was seen meanwhile."""
+        run = Run(
+            self.windows, self.batch_size, self.samples_per_epoch, self.epochs,
+            samples=self.samples - self.soaked_samples,
+            seconds=self.total_seconds - self.soaked_seconds,
+            first_samples=self._first_samples,
+            first_step_seconds=self.first_step_seconds,
+            paused=self.paused,
+        )  # fmt: skip
+        return timing_columns(run) | self.observer.columns(
+            self.samples - self._warmup_samples,
+            self.steady_seconds,
+            SUSPENDED if self.paused else None,
+        )
 
     def _open_window(self, start: float) -> None:
         self._window_start = start

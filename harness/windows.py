@@ -1,4 +1,4 @@
-"""Windows of a run: consecutive steps timed together, and what rates and intervals they give."""
+"""What follows from a run's windows, as pure functions: rate, interval, time of an epoch."""
 
 import math
 import statistics
@@ -22,6 +22,48 @@ class Window(NamedTuple):
     def rate(self) -> float:
         """Samples per second."""
         return self.samples / self.seconds
+
+
+class Run(NamedTuple):
+    """What a clock has seen of a run; samples and seconds are without those of a soak."""
+
+    windows: list[Window]
+    batch_size: int
+    samples_per_epoch: int  # with the rest that fills no batch
+    epochs: int
+    samples: int
+    seconds: float
+    first_samples: int
+    first_step_seconds: float | None  # None where the process stood still meanwhile
+    paused: bool
+
+
+def timing_columns(run: Run) -> dict:
+    """The timing columns of a row: seconds, and samples per second; None where unknown."""
+    rate, half_width = steady_rate(run.windows)
+    seconds, extrapolated = epoch_seconds(run, rate)
+    return {
+        "avg_time_per_epoch": seconds,
+        "avg_time_per_epoch_ci95": seconds * half_width / rate if half_width else None,
+        "extrapolated": extrapolated,
+        "samples_per_second": rate,
+        "samples_per_second_ci95": half_width,
+        "first_step_seconds": run.first_step_seconds,
+        "sustained_ratio": sustained_ratio(run.windows),
+        "steps_timed": sum(window.steps for window in steady_windows(run.windows)),
+        "steps_per_epoch": run.samples_per_epoch // run.batch_size,
+    }
+
+
+def epoch_seconds(run: Run, rate: float | None) -> tuple[float, bool]:
+    """Seconds of one epoch of all its samples, and whether the steady rate says them."""
+    samples = run.samples_per_epoch * run.epochs
+    steps = run.samples_per_epoch // run.batch_size * run.epochs
+    # The whole time of a run that stood still says nothing, but the rate of the rest does.
+    if run.samples >= steps * run.batch_size and not (run.paused and rate):
+        return run.seconds * samples / run.samples / run.epochs, False
+    first = run.first_step_seconds or run.first_samples / rate
+    return (first + (samples - run.first_samples) / rate) / run.epochs, True
 
 
 def steady_windows(windows: list[Window]) -> list[Window]:

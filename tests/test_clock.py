@@ -6,7 +6,7 @@ import pytest
 import harness.clock
 from harness.clock import Clock
 from harness.observer import Observer
-from harness.windows import Window, steady_rate, sustained_ratio
+from harness.windows import Run, Window, steady_rate, sustained_ratio, timing_columns
 
 STEP_SECONDS = 0.05  # on the device
 QUEUE_SECONDS = 0.02  # on the host
@@ -104,6 +104,21 @@ def test_interval_and_sustained_ratio_by_hand():
     assert rate == 12
     assert half_width == pytest.approx(4.303 * 2, rel=1e-3)
     assert sustained_ratio(windows) == pytest.approx(1.4)
+
+
+def test_time_of_an_epoch_by_hand():
+    """Two epochs of 50 samples in batches of 8: 96 are trained in 20 s, at 5 a second."""
+    run = Run([window(5)] * 4, 8, 50, 2, 96, 20.0, first_samples=8, first_step_seconds=3.0,
+              paused=False)  # fmt: skip
+    whole = timing_columns(run)
+    assert (whole["extrapolated"], whole["steps_per_epoch"]) == (False, 6)
+    assert whole["avg_time_per_epoch"] == pytest.approx(20 * 100 / 96 / 2)
+    from_the_rate = (3 + (100 - 8) / 5) / 2
+    for cut in (run._replace(samples=88), run._replace(paused=True)):
+        row = timing_columns(cut)
+        assert row["extrapolated"] and row["avg_time_per_epoch"] == pytest.approx(from_the_rate)
+    paused_at_once = timing_columns(run._replace(first_step_seconds=None, paused=True))
+    assert paused_at_once["avg_time_per_epoch"] == pytest.approx((8 / 5 + 92 / 5) / 2)
 
 
 def test_interval_by_hand_of_twentieths():
