@@ -63,12 +63,10 @@ def make_loader(dataset, batch_size: int, device):
     """Shuffled batches, gathered from memory by plain indexing: no workers, no per-image Python."""
     from torch.utils.data import DataLoader
 
-    from harness.frameworks import ranks
-
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=ranks.sampler(dataset),
+        shuffle=True,
         drop_last=True,
         collate_fn=tuple,
         pin_memory=device.type == "cuda",

@@ -25,7 +25,6 @@ from harness.arguments import (
 from harness.awake import stay_awake
 from harness.environment import settle_environment
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
-from harness.frameworks.ranks import on_ranks, require_address
 from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import UsageError, UserError
@@ -39,6 +38,7 @@ from harness.startup import (
 )
 from harness.sweep import failed, find_max_batch_size, measured_rows, save, settle
 from harness.terminal import announce, report, summarize
+from harness.torchrun import on_ranks
 
 __all__ = [
     "COLUMNS",
@@ -146,8 +146,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         require_script(measure)
         environment = settle_environment()
         if hasattr(options, "num_machines"):
-            require_address(options)
-            measure = on_ranks(measure, options)
+            prepare, measure = on_ranks(prepare, measure, options)
         raise_open_files_limit()
         require_writable(options.results_dir)
         facts = settle(experiment, options, prepare)

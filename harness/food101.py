@@ -112,9 +112,7 @@ def make_loader(dataset, batch_size: int, pin_memory: bool = False):
     from functools import partial
 
     import torch
-    from torch.utils.data import BatchSampler, DataLoader
-
-    from harness.frameworks import ranks
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
     class Batches(DataLoader):
         def __iter__(self):
@@ -131,7 +129,7 @@ def make_loader(dataset, batch_size: int, pin_memory: bool = False):
         dataset,
         # Whole batches are fetched at once, as one table each.
         batch_size=None,
-        sampler=BatchSampler(ranks.sampler(dataset), batch_size, drop_last=True),
+        sampler=BatchSampler(RandomSampler(dataset), batch_size, drop_last=True),
         num_workers=count_workers(),
         prefetch_factor=PREFETCHED_BATCHES,
         collate_fn=partial(decode_batch, ring, itertools.count()),

@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import rank_functions as functions
+from rank_functions import Planted
 
 import utils
+from harness import torchrun
 from harness.clock import Clock, Team
-from harness.frameworks import ranks
 from harness.process import UsageError, UserError, run_in_fresh_process
 from harness.sweep import scaling
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 def on_two_ranks(function, *point, **changed):
     return run_in_fresh_process(
-        ranks.measure_on_ranks, function, *point, functions.options(**changed)
+        torchrun.measure_on_ranks, function, *point, functions.options(**changed)
     )
 
 
@@ -68,8 +70,11 @@ def test_a_clock_counts_all_ranks_and_ends_its_windows_where_rank_0_says():
     [
         (functions.second_rank_raises, "rank 1: ValueError: the model is wrong"),
         (functions.second_rank_is_killed, "rank 1: ended by SIGKILL (often: out of memory)"),
-        (functions.versions_differ, "project 0.0.0 / torch"),
-        (functions.second_rank_hangs, "rank 0: "),
+        (
+            Planted(functions.nothing, "PROJECT_VERSION", None),
+            "rank 0: UsageError: the machines differ",
+        ),
+        (Planted(functions.second_rank_hangs, "STALLED", timedelta(seconds=3)), "rank 0: "),
     ],
 )
 def test_a_rank_that_fails_ends_all_within_a_minute(function, said):
@@ -81,23 +86,23 @@ def test_a_rank_that_fails_ends_all_within_a_minute(function, said):
 
 def test_one_device_is_as_it_was():
     ours = functions.options(num_devices=1)
-    assert ranks.on_ranks(functions.tiny_row, ours) is functions.tiny_row
-    assert ranks.total(ours) == 1 and ranks.size() == 1
+    scripts = functions.nothing, functions.tiny_row
+    assert torchrun.on_ranks(*scripts, ours) == scripts
     row = functions.tiny_row(4, ours)
     assert "communication_percent" not in row
 
 
 def test_more_devices_than_there_are_is_bad_usage():
     with pytest.raises(UsageError, match=r"--num_devices=1000: there are \d+ of cpu"):
-        ranks.device_count(functions.options(num_devices=1000))
+        torchrun.device_count(functions.options(num_devices=1000))
     with pytest.raises(UsageError, match="--nnodes: --master_addr"):
-        ranks.require_address(functions.options(num_machines=2))
+        torchrun.require_address(functions.options(num_machines=2))
 
 
 ALONE = """
 import rank_functions as functions
-from harness.frameworks import ranks
-print(ranks.measure_on_ranks(functions.tiny_row, 4, functions.options())["num_devices"])
+from harness import torchrun
+print(torchrun.measure_on_ranks(functions.tiny_row, 4, functions.options())["num_devices"])
 """
 
 
@@ -118,9 +123,9 @@ def test_one_machine_needs_no_network_card_and_no_name(tmp_path):
 
 
 def test_an_address_of_no_card_is_said():
-    assert ranks.interface(ranks.own_address(None)).startswith("lo")
+    assert torchrun.interface(torchrun.own_address(None)).startswith("lo")
     with pytest.raises(UserError, match="no network interface here has the address 192.0.2.1"):
-        ranks.interface("192.0.2.1")
+        torchrun.interface("192.0.2.1")
 
 
 def test_scaling_is_against_this_machines_row_of_one_device():

@@ -18,7 +18,7 @@ BATCH, SAMPLES = 8, 1600
 class Fake:
     """Trains in 0.05 s a step, of which 0.02 s are the host's; loading takes the host longer."""
 
-    device = types.SimpleNamespace(type="cpu", index=None)
+    device = types.SimpleNamespace(type="mps", index=None)
 
     def __init__(self, device: FakeDevice, loading: float = 0.0):
         self.fake, self.loading = device, loading

@@ -18,7 +18,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-import harness.machine
 from harness.data import choose_data
 from harness.device import FINE, Device, choose, prove_precision
 from harness.frameworks.training import run_epochs
@@ -187,7 +186,7 @@ class Training:
         return count_flops(self.model, self.loss_function, few) / len(few[0])
 
     def peak_memory_gb(self) -> float:
-        return peak_memory_gb(self.device)
+        return mx.get_peak_memory() / 1e9
 
 
 def require_compiler() -> None:
@@ -197,13 +196,6 @@ def require_compiler() -> None:
     mx.eval(compiled(mx.ones(1)), compiled(mx.ones(1)))
     if len(calls) > 1:
         raise RuntimeError("--compile: mx.compile compiles nothing here (MLX_DISABLE_COMPILE)")
-
-
-def peak_memory_gb(device: Device) -> float:
-    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size."""
-    if device.type != "cpu":
-        return mx.get_peak_memory() / 1e9
-    return harness.machine.peak_resident_gb()
 
 
 # Floating-point operations

@@ -10,10 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import harness.cores
-import harness.machine
 from harness.data import choose_data
 from harness.device import FINE, Device, choose, prove_precision
-from harness.frameworks import ranks
 from harness.frameworks.training import run_epochs
 from harness.process import UsageError
 
@@ -26,7 +24,6 @@ def start(options) -> torch.device:
     Raises:
         UsageError: the device is missing, or cannot compute in the precision.
     """
-    ranks.join(options)
     device = choose_device(options.device)
     # PyTorch itself would take all of the affinity's cores, whatever a container's share is.
     torch.set_num_threads(min(torch.get_num_threads(), harness.cores.usable_cores()))
@@ -39,13 +36,17 @@ def start(options) -> torch.device:
 
 def choose_device(name: str) -> torch.device:
     """The GPU, or else the CPU, for `auto`; else the device of that name."""
-    gpu = torch.accelerator.current_accelerator(check_available=True)
-    seen = {gpu.type: torch.accelerator.device_count()} if gpu else {}
-    chosen = choose(name, {**seen, "cpu": 1}, f"PyTorch {torch.__version__}")
+    chosen = choose(name, devices_seen(), f"PyTorch {torch.__version__}")
     if chosen.type != "cuda":
         return torch.device(chosen.type)
     torch.cuda.set_device(chosen.index)
     return torch.device("cuda", chosen.index)
+
+
+def devices_seen() -> dict[str, int]:
+    """How many devices of each kind there are: the processor, and a GPU's."""
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    return {"cpu": 1} | ({gpu.type: torch.accelerator.device_count()} if gpu else {})
 
 
 def forbid_tf32() -> None:
@@ -144,8 +145,7 @@ def prepare(options, fetch) -> dict:
     if options.compile:
         require_compiler(device)
     data = choose_data(options.data, lambda: fetch(options))
-    shared = facts(device) | {"data": data, "num_devices": ranks.total(options)}
-    return shared | {"machine": ranks.tag(shared["machine"], options)}
+    return facts(device) | {"data": data}
 
 
 def facts(device: torch.device) -> dict:
@@ -175,9 +175,10 @@ class Training:
         self.synchronize = synchronize(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
 
-    def spread(self, wrap) -> None:
-        """Train the model in a wrapper that averages gradients over ranks."""
+    def spread(self, wrap, share) -> None:
+        """Train a part of the samples, in a wrapper that averages gradients with other devices."""
         self.network = self.forward = wrap(self.network)
+        share(self.loader)
 
     def run(self, clock) -> float:
         if self.options.compile:
@@ -259,12 +260,7 @@ def linear_backward_flops(_, gradient_shape, weight_shape, wanted, **__) -> int:
 
 
 def peak_memory_gb(device: torch.device) -> float | None:
-    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
-
-    None where this PyTorch does not count it, as on MPS before 2.14.
-    """
-    if device.type == "cpu":
-        return harness.machine.peak_resident_gb()
+    """Peak allocation in 1e9 bytes; None where PyTorch counts none, as on MPS before 2.14."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -13,7 +13,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from harness.clock import Clock
 from harness.device import Device
-from harness.frameworks import ranks
 from harness.frameworks.pytorch import (
     count_flops,
     has_fused_adam,
@@ -23,6 +22,7 @@ from harness.frameworks.pytorch import (
     reset_peak_memory,
     synchronize,
 )
+from harness.nvidia import visible_name
 from harness.process import tell
 
 PROBE_BATCHES = 8  # of different padded lengths, as the run's are
@@ -33,15 +33,10 @@ def hide_other_gpus(options) -> None:
 
     `options.device` is renamed to match, because that one is then number 0.
     """
-    if ranks.size() > 1:
-        return  # each rank has its own
     device = Device.parse(options.device)
-    if device.type not in ("auto", "cuda"):
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = [*map(str, range(device.index + 1))] if visible is None else visible.split(",")
-    # Of a number beyond those that are visible, none is left.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "".join(cards[device.index : device.index + 1])
+    if device.type not in ("auto", "cuda") or torch.distributed.is_initialized():
+        return  # where several train together, each has its own
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_name(device.index)
     options.device = device.type
 
 
@@ -143,8 +138,8 @@ class Training:
     def network(self):
         return self.trainer.model_wrapped
 
-    def spread(self, wrap) -> None:
-        """Nothing: Trainer itself wraps its model where there are ranks."""
+    def spread(self, wrap, share) -> None:
+        """Nothing: Trainer itself does that where several devices train together."""
 
     def run(self, clock: Clock) -> float:
         trainer = self.trainer

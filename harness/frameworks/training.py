@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from harness.clock import WARMUP_STEPS, Clock, probe_device
 from harness.disturbance import Watch
 from harness.energy import energy_meter
+from harness.machine import peak_resident_gb
 from harness.observer import Observer
 from harness.soak import soak_for
 
@@ -42,7 +43,7 @@ class Training(Protocol):
         """Floating-point operations of a forward and a backward pass, per unit of work."""
 
     def peak_memory_gb(self) -> float | None:
-        """Peak allocation on the device, in 1e9 bytes; None where the framework does not tell."""
+        """Peak allocation on a GPU, in 1e9 bytes; None where the framework does not tell."""
 
 
 class OwnLoop(Protocol):
@@ -108,7 +109,8 @@ def row_of(training: Training, clock: Clock) -> dict:
     work_per_sample = clock.work / clock.samples
     alone = probe_device(training.train_step, clock.synchronize, clock.team) / work_per_sample
     row["compute_samples_per_second"] = alone
-    row["peak_memory_gb"] = training.peak_memory_gb()
+    on_cpu = training.device.type == "cpu"
+    row["peak_memory_gb"] = peak_resident_gb() if on_cpu else training.peak_memory_gb()
     if rate := row["samples_per_second"]:
         row["input_bound_percent"] = 100 * (1 - rate / alone)
         flops_per_sample = training.flops_per_work() * work_per_sample
