@@ -28,23 +28,23 @@ def loop_ratios(backend: str, pairs: int = 30, batch_size: int = 8, steps: int =
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    keras.start(backend, OPTIONS)
+    device = keras.start(backend, OPTIONS)
     from harness.frameworks.fit import TimedFit
 
-    module = keras.module_of(backend)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
     shape = (samples, OPTIONS.maxlen)
     reviews = random.integers(OPTIONS.vocab_size, size=shape, dtype=np.int32)
-    data = module.batches(reviews, random.integers(2, size=samples), batch_size)
+    labels = random.integers(2, size=samples)
     model = nlp.build_model(OPTIONS, keras.compiles(backend, OPTIONS))
+    training = keras.fit_in_memory(model, reviews, labels, device, batch_size)
 
     def plain():
-        model.fit(**data, verbose=0)
+        model.fit(**training.data, verbose=0)
 
     def under_the_clock():
-        clock = Clock(batch_size, samples, 1, module.synchronize(model))
-        model.fit(**data, verbose=0, callbacks=TimedFit(model, clock))
+        clock = Clock(batch_size, samples, 1, training.synchronize)
+        model.fit(**training.data, verbose=0, callbacks=TimedFit(model, clock))
 
     return interleaved_ratios(under_the_clock, plain, pairs)
 

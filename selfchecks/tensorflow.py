@@ -33,23 +33,22 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 20) -> list[f
     Model and batches are small, so that what the clock costs per step weighs more than in a
     benchmark.
     """
-    tensorflow.start(OPTIONS)
+    device = tensorflow.start(OPTIONS)
     samples = batch_size * steps
     random = np.random.default_rng(OPTIONS.seed)
     options = argparse.Namespace(**vars(OPTIONS), **nlp.EXPERIMENT.model_flags)
     reviews = random.integers(options.vocab_size, size=(samples, options.maxlen), dtype=np.int32)
     labels = random.integers(2, size=samples)
-    dataset = tensorflow.in_memory_batches(reviews, labels, batch_size)
-    dataset = tensorflow.without_autotuning(dataset)
     model = nlp.build_model(options)
+    dataset = tensorflow.in_memory_batches(reviews, labels, batch_size)
+    training = tensorflow.fit(model, dataset, device)
 
     def plain():
-        model.fit(dataset, verbose=0, shuffle=False)
+        model.fit(**training.data, verbose=0)
 
     def under_the_clock():
-        clock = Clock(batch_size, samples, 1, tensorflow.synchronize(model))
-        timed_fit = TimedFit(model, clock)
-        model.fit(dataset, verbose=0, shuffle=False, callbacks=timed_fit)
+        clock = Clock(batch_size, samples, 1, training.synchronize)
+        model.fit(**training.data, verbose=0, callbacks=TimedFit(model, clock))
 
     return interleaved_ratios(under_the_clock, plain, pairs)
 

@@ -18,6 +18,7 @@ import harness.clock
 import keras_test_computer_vision_cifar100 as cifar100
 import keras_test_nlp as nlp
 from harness.clock import Clock
+from harness.device import Device
 from harness.frameworks import keras
 from harness.frameworks.training import measure_training
 from harness.process import UserError
@@ -29,6 +30,7 @@ OPTIONS = argparse.Namespace(
     vocab_size=50,
 )  # fmt: skip
 BATCH_SIZE, STEPS = 16, 20
+CPU = Device("cpu")
 
 
 def main(backend: str) -> dict:
@@ -100,38 +102,32 @@ def losses(model, features, labels) -> list[float]:
 
 
 def flops(backend: str, model, features, labels) -> float:
-    module = keras.module_of(backend)
     model.optimizer.build(model.trainable_variables)
-    batch = module.full_batch(module.batches(features[:2], labels[:2], 2))
-    return module.count_flops(model, *batch) / 2
+    training = keras.fit_in_memory(model, features[:2], labels[:2], CPU, 2)
+    return training.count_flops(*training.full_batch()) / 2
 
 
 def waits(backend: str, device) -> dict:
     """How often the clock waits for a device in 40 steps, and for how many windows."""
-    module = keras.module_of(backend)
     model, features, labels = tiny_transformer(backend)
+    training = keras.fit_in_memory(model, features, labels, device, BATCH_SIZE)
     waited = []
     if backend == "torch":
         # As on a GPU: on the CPU there is nothing to wait for.
         import torch
 
-        with (
-            mock.patch.object(module, "placed_on", lambda model: "cuda"),
-            mock.patch.object(torch.accelerator, "synchronize", lambda: waited.append(1)),
-        ):
-            wait = module.synchronize(model)
+        with mock.patch.object(torch.accelerator, "synchronize", lambda: waited.append(1)):
+            wait = type(training)(model, training.data, torch.device("cuda")).synchronize
     else:
-        true_wait = module.synchronize(model)
 
         def wait():
             waited.append(1)
-            true_wait()
+            training.synchronize()
 
     from harness.frameworks.fit import TimedFit
 
     clock = Clock(BATCH_SIZE, len(labels), 2, wait)
-    data = module.batches(features, labels, BATCH_SIZE)
-    model.fit(**data, epochs=2, verbose=0, callbacks=TimedFit(model, clock))
+    model.fit(**training.data, epochs=2, verbose=0, callbacks=TimedFit(model, clock))
     return {"waited": len(waited), "windows": len(clock.windows), "steps": clock.steps}
 
 
@@ -140,17 +136,17 @@ def is_ready() -> dict:
     import jax
     import keras as library
 
-    from harness.frameworks import keras_jax
-
     wide = library.layers.Dense(1500, activation="relu")
     head = library.layers.Dense(2, activation="softmax")
     model = library.Sequential([library.Input((1500,)), wide, head])
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
+    features = np.random.default_rng(0).normal(size=(512 * 12, 1500)).astype("float32")
+    training = keras.fit_in_memory(model, features, np.zeros(len(features), int), CPU, 512)
     ways = {
         "no wait": lambda: None,
         "one weight": lambda: jax.block_until_ready(model._jax_state["trainable_variables"][-1]),
         "the state as Keras holds it": lambda: jax.block_until_ready(model._jax_state),
-        "ours": keras_jax.synchronize(model),
+        "ours": training.synchronize,
     }
     seen = {name: [] for name in ways}
 
@@ -162,9 +158,7 @@ def is_ready() -> dict:
             seen[name].append(all(value.is_ready() for value in live))
             jax.block_until_ready(live)
 
-    features = np.random.default_rng(0).normal(size=(512 * 12, 1500)).astype("float32")
-    data = keras_jax.batches(features, np.zeros(len(features), int), 512)
-    model.fit(**data, verbose=0, callbacks=Look(add_history=True, model=model))
+    model.fit(**training.data, verbose=0, callbacks=Look(add_history=True, model=model))
     return seen
 
 
@@ -207,7 +201,7 @@ def not_compiled(backend: str) -> str:
 
         jax.config.update("jax_disable_jit", True)
     try:
-        keras.module_of(backend).require_compiled(model)
+        keras.module_of(backend).Fit.require_compiled(argparse.Namespace(model=model))
     except RuntimeError as error:
         return str(error)
     return ""

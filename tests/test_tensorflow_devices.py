@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -95,8 +96,7 @@ def test_bf16_by_emulation_is_refused(monkeypatch, capability, refused):
 
 def test_peak_memory_is_counted_anew_after_the_first_step(options, monkeypatch):
     forgotten = []
-    monkeypatch.setattr(tensorflow, "reset_peak_memory", forgotten.append)
-    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: tensorflow.reset_peak_memory(CPU))
+    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: forgotten.append(CPU))
     for batch in range(3):
         timed.on_train_batch_end(batch)
     assert forgotten == [CPU]
@@ -116,7 +116,7 @@ def test_trials_are_forgotten_on_cuda_only(monkeypatch):
     forgotten = []
     monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", forgotten.append)
     for device in (CPU, METAL, CUDA):
-        tensorflow.reset_peak_memory(device)
+        tensorflow.Fit.reset_peak_memory(SimpleNamespace(device=device))
     assert forgotten == ["GPU:0"]
 
 
@@ -124,7 +124,7 @@ def test_no_memory_at_all_is_unknown(monkeypatch):
     monkeypatch.setattr(
         tf.config.experimental, "get_memory_info", lambda device: {"peak": 0, "current": 0}
     )
-    assert tensorflow.peak_memory_gb(METAL) is None
+    assert tensorflow.Fit.peak_memory_gb(SimpleNamespace(device=METAL)) is None
 
 
 # The same step in the run and in the probe
@@ -167,6 +167,7 @@ SETTINGS = """
 import argparse, json
 from harness.frameworks import tensorflow
 import keras
+from types import SimpleNamespace
 tensorflow.start(argparse.Namespace(device="cpu", precision="fp32", compile=False, seed=1))
 print(json.dumps([keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon(),
                   keras.config.backend(), keras.Input((2,)).dtype]))

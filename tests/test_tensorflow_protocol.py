@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_nvml
 import keras
@@ -102,7 +103,7 @@ print(json.dumps([list(row), list(pytorch.facts(device))]))
 
 def test_device_is_waited_for_at_window_edges_only(options, monkeypatch):
     waited, read = [], []
-    monkeypatch.setattr(tensorflow, "synchronize", lambda model: lambda: waited.append(1))
+    monkeypatch.setattr(tensorflow.Fit, "synchronize", lambda training: waited.append(1))
     monkeypatch.setattr("harness.frameworks.training.probe_device", lambda *arguments: 1.0)
     windows = []
     measured = harness.clock.Clock.measurement
@@ -254,7 +255,7 @@ def test_memory_that_metal_does_not_tell_is_unknown(metal, monkeypatch):
         raise ValueError("No matching devices found")
 
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", silent)
-    assert tensorflow.peak_memory_gb(tensorflow.Device("mps")) is None
+    assert tensorflow.Fit.peak_memory_gb(SimpleNamespace(device=tensorflow.Device("mps"))) is None
 
 
 def test_precision_that_the_device_lacks_is_bad_usage(options, monkeypatch):

@@ -1,7 +1,6 @@
 """The shared clock inside Keras' `model.fit`, whichever backend computes.
 
-This module imports Keras, so the backend must have been chosen before. A backend is a module here:
-`tensorflow`, `keras_torch` or `keras_jax`, which have the functions that `Fit` calls.
+This module imports Keras, so the backend must have been chosen before.
 """
 
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from collections.abc import Callable
 import keras
 
 from harness.clock import Clock
+from harness.device import Device
 
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
@@ -43,38 +43,60 @@ class TimedFit(keras.callbacks.CallbackList):
         self.clock.stop()
 
 
-def require_compiled(model) -> None:
-    """Raises RuntimeError where steps that were to be compiled ran operation by operation.
-
-    On TensorFlow that is all: what XLA cannot compile is an error there.
-    """
-    if model.jit_compile and model.run_eagerly:
-        raise RuntimeError("--compile: Keras runs every operation by itself")
-
-
 class Fit:
     """A compiled classifier in `model.fit`; see `harness.frameworks.training`.
 
+    A backend adds `synchronize` and `peak_memory_gb` of the protocol, and methods that only its
+    framework can give:
+
+    - `placed_on()`: the type of the device where the weights are: `cpu`, `mps` or `cuda`.
+    - `make_update(features, labels)`: a function that makes one update as in `fit`, on that batch
+      each time; asked for once `fit` has trained.
+    - `count_flops(features, labels)`: of a forward and a backward pass: matrix products and
+      convolutions, in which a multiplication and an addition are two operations.
+    - `reset_peak_memory()`: count the peak anew after the first step, in which cuDNN tries its
+      algorithms; what they need may be several times what the chosen ones do.
+
     Args:
-        data: arguments of `model.fit`: full batches of features and integer labels (N,), or arrays.
-        backend: its module.
-        device: has a `type` and an `index`.
+        data: arguments of `model.fit`, as `batches` makes them.
     """
 
-    def __init__(self, model, data: dict, backend, device):
-        self.model, self.data, self.backend, self.device = model, data, backend, device
-        self.synchronize = backend.synchronize(model)
+    def __init__(self, model, data: dict, device: Device):
+        self.model, self.data, self.device = model, data, device
+
+    @staticmethod
+    def batches(features, labels, batch_size: int) -> dict:
+        """Arrays (N, ...) and (N,) for `model.fit`, which shuffles them and gathers whole batches.
+
+        As many as full batches hold: a smaller one would be compiled for anew.
+        """
+        whole = len(labels) // batch_size * batch_size
+        arrays = {"x": features[:whole], "y": labels[:whole]}
+        return arrays | {"batch_size": batch_size, "shuffle": True}
+
+    def full_batch(self):
+        """Features and labels of a batch, in the host's memory."""
+        size = self.data["batch_size"]
+        return self.data["x"][:size], self.data["y"][:size]
 
     def run(self, clock: Clock) -> float:
         timed = TimedFit(self.model, clock, self.after_first_step)
         self.model.fit(**self.data, epochs=clock.epochs_to_train, verbose=0, callbacks=timed)
-        self.batch = self.backend.full_batch(self.data)
-        self.update = self.backend.make_train_step(self.model, *self.batch)
+        self.batch = self.full_batch()
+        self.update = self.make_update(*self.batch)
         return float(timed.loss)
 
     def after_first_step(self) -> None:
-        self.backend.reset_peak_memory(self.device)
-        self.backend.require_compiled(self.model)
+        self.reset_peak_memory()
+        self.require_compiled()
+
+    def require_compiled(self) -> None:
+        """Raises RuntimeError where steps that were to be compiled ran operation by operation.
+
+        On TensorFlow that is all: what XLA cannot compile is an error there.
+        """
+        if self.model.jit_compile and self.model.run_eagerly:
+            raise RuntimeError("--compile: Keras runs every operation by itself")
 
     def train_step(self) -> int:
         self.update()
@@ -83,7 +105,4 @@ class Fit:
     def flops_per_work(self) -> float:
         # Two samples are enough: the work of a step grows with the batch.
         few = [part[:2] for part in self.batch]
-        return self.backend.count_flops(self.model, *few) / len(few[1])
-
-    def peak_memory_gb(self) -> float | None:
-        return self.backend.peak_memory_gb(self.device)
+        return self.count_flops(*few) / len(few[1])

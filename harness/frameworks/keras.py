@@ -10,7 +10,11 @@ from tqdm import tqdm
 from harness.data import choose_data
 from harness.process import UserError, run_in_fresh_process, tell, value_of
 
-MODULES = {"tensorflow": "tensorflow", "torch": "keras_torch", "jax": "keras_jax"}
+MODULES = {
+    "tensorflow": "tensorflow",
+    "torch": "keras_torch",
+    "jax": "keras_jax",
+}
 OF_BACKEND = ("device", "threads", "compile", "framework")  # in which the rows of two differ
 
 
@@ -138,10 +142,8 @@ def fit_in_memory(model, features, labels, device, batch_size: int):
     """
     import keras
 
-    from harness.frameworks.fit import Fit
-
-    backend = module_of(keras.config.backend())
-    if (place := backend.placed_on(model)) != device.type:
+    Fit = module_of(keras.config.backend()).Fit
+    training = Fit(model, Fit.batches(features, labels, batch_size), device)
+    if (place := training.placed_on()) != device.type:
         raise UserError(f"Keras placed the weights on {place}, not on {device.type}")
-    data = backend.batches(features, labels, batch_size)
-    return Fit(model, data, backend, device)
+    return training

@@ -1,4 +1,4 @@
-"""Keras on JAX: what the protocol in `fit` asks of a backend."""
+"""Keras on JAX: its device and precision, and what `fit.Fit` asks of a backend."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-import harness.machine
+import harness.frameworks.fit
 from harness.device import FINE, Device, choose, prove_precision
 from harness.nvidia import card_bytes
 from harness.process import UsageError
@@ -44,8 +44,11 @@ def choose_device(name: str) -> Device:
     device = choose(name, seen, f"JAX {jax.__version__}", hint)
     if device.type == "cpu":
         return device
-    size = card_bytes(device.index)
-    return replace(device, name=its_own(device).device_kind, memory_bytes=size)
+    card = its_own(device)
+    return replace(
+        device, name=card.device_kind, memory_bytes=card_bytes(device.index),
+        capability=tuple(map(int, card.compute_capability.split("."))),
+    )  # fmt: skip
 
 
 def its_own(device: Device) -> jax.Device:
@@ -92,113 +95,72 @@ def facts(device: Device) -> dict:
     return device.columns(f"jax {jax.__version__}")
 
 
-def placed_on(model) -> str:
-    """The type of the device where the weights are: `cpu` or `cuda`."""
-    platforms = {device.platform for v in model.weights for device in v.value.devices()}
-    return " and ".join(sorted("cuda" if name == "gpu" else name for name in platforms))
-
-
-def reset_peak_memory(device: Device) -> None:
-    """Nothing: JAX cannot count the peak of memory anew."""
-
-
-def require_compiled(model) -> None:
-    """Raises RuntimeError where steps that were to be compiled ran operation by operation."""
-    if model.jit_compile and jax.config.jax_disable_jit:
-        raise RuntimeError("--compile: JAX runs every operation by itself (JAX_DISABLE_JIT)")
-
-
-def peak_memory_gb(device: Device) -> float | None:
-    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
-
-    None where JAX does not tell.
-    """
-    if device.type == "cpu":
-        return harness.machine.peak_resident_gb()
-    statistics = its_own(device).memory_stats() or {}
-    peak = statistics.get("peak_bytes_in_use")
-    return peak and peak / 1e9
-
-
 # Measuring
 
 
-def batches(features, labels, batch_size: int) -> dict:
-    """Arrays (N, ...) and (N,) for `model.fit`, which shuffles them and gathers whole batches.
+class Fit(harness.frameworks.fit.Fit):
+    def placed_on(self) -> str:
+        platforms = {device.platform for v in self.model.weights for device in v.value.devices()}
+        return " and ".join(sorted("cuda" if name == "gpu" else name for name in platforms))
 
-    As many as full batches hold: a smaller one would be compiled for anew.
-    """
-    whole = len(labels) // batch_size * batch_size
-    return {"x": features[:whole], "y": labels[:whole], "batch_size": batch_size, "shuffle": True}
+    def synchronize(self) -> None:
+        """Wait until the device has done all steps.
 
-
-def full_batch(data: dict):
-    """Features and labels of a batch of `fit`'s arguments, in the host's memory."""
-    return data["x"][: data["batch_size"]], data["y"][: data["batch_size"]]
-
-
-def synchronize(model):
-    """A function that waits until the device has done all steps of `model`.
-
-    While `fit` trains, the live state is not in the model: its variables are empty until the epoch
-    ends, and reading one makes up a new initial value (`JAXTrainer.fit` in
-    keras/src/backend/jax/trainer.py). All of the state is waited for, because on the CPU a step's
-    results are not always ready at the same time.
-    """
-
-    def wait():
-        if model._jax_state_synced:
-            variables = [*model.variables, *model.optimizer.variables]
+        While `fit` trains, the live state is not in the model: its variables are empty until the
+        epoch ends, and reading one makes up a new initial value (`JAXTrainer.fit` in
+        keras/src/backend/jax/trainer.py). All of the state is waited for, because on the CPU a
+        step's results are not always ready at the same time.
+        """
+        if self.model._jax_state_synced:
+            variables = [*self.model.variables, *self.model.optimizer.variables]
             groups = [[variable.value for variable in variables]]
         else:
-            groups = model._jax_state.values()
+            groups = self.model._jax_state.values()
         # In plain lists: JAX would take Keras' own kind of list for a leaf, and wait for nothing.
         jax.block_until_ready([list(group) for group in groups])
 
-    return wait
+    def require_compiled(self) -> None:
+        if self.model.jit_compile and jax.config.jax_disable_jit:
+            raise RuntimeError("--compile: JAX runs every operation by itself (JAX_DISABLE_JIT)")
 
+    def make_update(self, features, labels):
+        # The state goes from step to step as in `JAXTrainer.fit`, and does not come back.
+        model, everything = self.model, dict.fromkeys(STATE, True)
+        state = model._get_jax_state(**everything, purge_model_variables=True)
 
-def make_train_step(model, features, labels):
-    """One update as in `fit`, on the same batch each time; of a model that `fit` has trained.
+        def show_state():
+            model._jax_state = dict(zip(STATE, state, strict=True))
+            model._jax_state_synced = False
 
-    The state goes from step to step as in `JAXTrainer.fit`, and does not come back to the model.
-    """
+        def update():
+            nonlocal state
+            _, state = model.train_function(state, iter([(features, labels)]))
+            show_state()
 
-    state = model._get_jax_state(**dict.fromkeys(STATE, True), purge_model_variables=True)
-
-    def show_state():
-        model._jax_state = dict(zip(STATE, state, strict=True))
-        model._jax_state_synced = False
-
-    def train_step():
-        nonlocal state
-        _, state = model.train_function(state, iter([(features, labels)]))
         show_state()
+        return update
 
-    show_state()
-    return train_step
+    def count_flops(self, features, labels) -> int:
+        # Traced, not run. XLA's own `cost_analysis` would count what is done element by element.
+        model = self.model
 
+        def loss(trainable, non_trainable, optimizer, metrics):
+            return model.compute_loss_and_updates(
+                trainable, non_trainable, metrics, features, labels, None,
+                training=True, optimizer_variables=optimizer,
+            )  # fmt: skip
 
-# Floating-point operations
+        groups = (model.trainable_variables, model.non_trainable_variables,
+                  model.optimizer.variables, model.metrics_variables)  # fmt: skip
+        shapes = [[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group] for group in groups]
+        return flops(jax.make_jaxpr(jax.grad(loss, has_aux=True))(*shapes).jaxpr)
 
+    def reset_peak_memory(self) -> None:
+        """Nothing: JAX cannot count the peak of memory anew."""
 
-def count_flops(model, features, labels) -> int:
-    """Operations of a forward and backward pass: matrix products and convolutions, from shapes.
-
-    A multiplication and an addition are two operations. The pass is traced, not run. XLA's own
-    `cost_analysis` would count what is done element by element too.
-    """
-
-    def loss(trainable, non_trainable, optimizer, metrics):
-        return model.compute_loss_and_updates(
-            trainable, non_trainable, metrics, features, labels, None,
-            training=True, optimizer_variables=optimizer,
-        )  # fmt: skip
-
-    groups = (model.trainable_variables, model.non_trainable_variables,
-              model.optimizer.variables, model.metrics_variables)  # fmt: skip
-    shapes = [[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group] for group in groups]
-    return flops(jax.make_jaxpr(jax.grad(loss, has_aux=True))(*shapes).jaxpr)
+    def peak_memory_gb(self) -> float | None:
+        peak = (its_own(self.device).memory_stats() or {}).get("peak_bytes_in_use")
+        return peak and peak / 1e9
 
 
 def flops(jaxpr: Jaxpr) -> int:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from tqdm import tqdm
 
 import harness.cores
-import harness.machine
 from harness.clock import WARMUP_STEPS
 from harness.data import choose_data
 from harness.device import FINE, Device, choose, choose_several, prove_precision
@@ -77,8 +76,8 @@ with silent_start():
 
 import keras  # noqa: E402 - loads TensorFlow too, but not silently
 
-from harness.frameworks.fit import POLICIES, Fit, require_compiled  # noqa: E402, F401
-from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402, F401 - for `fit`
+import harness.frameworks.fit  # noqa: E402
+from harness.frameworks.tensorflow_flops import count_flops  # noqa: E402
 
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 
@@ -105,7 +104,7 @@ def start(options) -> Device:
     keras.config.set_image_data_format("channels_last")
     tf.config.experimental.enable_tensor_float_32_execution(False)
     require_precision(device, options.precision)
-    keras.config.set_dtype_policy(POLICIES[options.precision])
+    keras.config.set_dtype_policy(harness.frameworks.fit.POLICIES[options.precision])
     return device
 
 
@@ -257,14 +256,50 @@ def without_autotuning(dataset):
 # Measuring
 
 
-def fit(model, dataset, device: Device) -> Fit:
-    """The training of a compiled classifier; see `harness.frameworks.training`.
+class Fit(harness.frameworks.fit.Fit):
+    def __init__(self, model, data: dict, device: Device):
+        super().__init__(model, data, device)
+        # The last step writes it; reading it back waits on Metal too.
+        self.smallest = min(model.trainable_variables, key=lambda v: math.prod(v.shape))
 
-    Args:
-        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,),
-            each for all devices together.
-    """
-    return Fit(model, fit_arguments(dataset), sys.modules[__name__], device)
+    @staticmethod
+    def batches(features, labels, batch_size: int) -> dict:
+        return fit_arguments(in_memory_batches(features, labels, batch_size))
+
+    def full_batch(self):
+        ((features, labels),) = self.data["x"].take(1)
+        return features, labels
+
+    def synchronize(self) -> None:
+        self.smallest.numpy()
+
+    def placed_on(self) -> str:
+        kinds = {tf.DeviceSpec.from_string(v.value.device).device_type for v in self.model.weights}
+        return " and ".join(sorted("cpu" if kind == "CPU" else gpu_type() for kind in kinds))
+
+    def make_update(self, features, labels):
+        # Through an iterator, as in the run: there a step's batch comes from the host, and its loss
+        # goes back to it, which is none of the pipeline's doing.
+        ready = without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat())
+        shared = iter(self.model.distribute_strategy.experimental_distribute_dataset(ready))
+        return lambda: self.model.train_function(shared)
+
+    def count_flops(self, features, labels) -> int:
+        return count_flops(self.model, features, labels)
+
+    def reset_peak_memory(self) -> None:
+        if self.device.type == "cuda":
+            for number in range(self.device.count):
+                tf.config.experimental.reset_memory_stats(f"GPU:{number}")
+
+    def peak_memory_gb(self) -> float | None:
+        """Of several devices the largest; on Metal TensorFlow says 0."""
+        try:
+            cards = [f"GPU:{number}" for number in range(self.device.count)]
+            peaks = [tf.config.experimental.get_memory_info(card)["peak"] for card in cards]
+            return max(peaks) / 1e9 or None
+        except (ValueError, RuntimeError, tf.errors.OpError):
+            return None
 
 
 def fit_arguments(dataset) -> dict:
@@ -272,61 +307,11 @@ def fit_arguments(dataset) -> dict:
     return {"x": without_autotuning(dataset), "shuffle": False}
 
 
-def batches(features, labels, batch_size: int) -> dict:
-    """Shuffled batches of arrays (N, ...) and (N,) for `model.fit`, as its arguments."""
-    return fit_arguments(in_memory_batches(features, labels, batch_size))
+def fit(model, dataset, device: Device) -> Fit:
+    """The training of a compiled classifier; see `harness.frameworks.training`.
 
-
-def full_batch(data: dict):
-    """Features and labels of a batch of `fit`'s arguments, in the host's memory."""
-    ((features, labels),) = data["x"].take(1)
-    return features, labels
-
-
-def make_train_step(model, features, labels):
-    """One update as in `fit`, on the same batch each time; of a model that `fit` has trained."""
-    # Through an iterator, as in the run: there a step's batch comes from the host, and its loss
-    # goes back to it, which is none of the pipeline's doing.
-    ready = without_autotuning(tf.data.Dataset.from_tensors((features, labels)).repeat())
-    shared = iter(model.distribute_strategy.experimental_distribute_dataset(ready))
-    return lambda: model.train_function(shared)
-
-
-def placed_on(model) -> str:
-    """The type of the device where the weights are: `cpu`, `mps` or `cuda`."""
-    kinds = {tf.DeviceSpec.from_string(v.value.device).device_type for v in model.weights}
-    return " and ".join(sorted("cpu" if kind == "CPU" else gpu_type() for kind in kinds))
-
-
-def synchronize(model):
-    """A function that waits until the device has done all steps of `model`.
-
-    It reads a small weight back, which the last step writes: that waits on Metal too.
+    Args:
+        dataset: a `tf.data.Dataset` of one epoch: batches of features and of integer labels (N,),
+            each for all devices together.
     """
-    weight = min(model.trainable_variables, key=lambda variable: math.prod(variable.shape))
-    return weight.numpy
-
-
-def reset_peak_memory(device: Device) -> None:
-    """Count the peak of memory anew after the first step, in which cuDNN tries its algorithms.
-
-    What they need for that may be several times what the chosen ones do.
-    """
-    if device.type == "cuda":
-        for number in range(device.count):
-            tf.config.experimental.reset_memory_stats(f"GPU:{number}")
-
-
-def peak_memory_gb(device: Device) -> float | None:
-    """Peak allocation on the device, in 1e9 bytes; on the CPU this process' peak resident size.
-
-    Of several devices the largest. None where TensorFlow does not tell; on Metal it says 0.
-    """
-    if device.type == "cpu":
-        return harness.machine.peak_resident_gb()
-    try:
-        cards = [f"GPU:{number}" for number in range(device.count)]
-        peaks = [tf.config.experimental.get_memory_info(card)["peak"] for card in cards]
-        return max(peaks) / 1e9 or None
-    except (ValueError, RuntimeError, tf.errors.OpError):
-        return None
+    return Fit(model, fit_arguments(dataset), device)
