@@ -72,7 +72,7 @@ def test_a_clock_counts_all_ranks_and_ends_its_windows_where_rank_0_says():
         (functions.second_rank_is_killed, "rank 1: ended by SIGKILL (often: out of memory)"),
         (
             Planted(functions.nothing, "PROJECT_VERSION", None),
-            "rank 0: UsageError: the machines differ",
+            ": UsageError: the machines differ: torch",
         ),
         (Planted(functions.second_rank_hangs, "STALLED", timedelta(seconds=3)), "rank 0: "),
     ],
