@@ -45,6 +45,26 @@ def test_a_row_counts_the_samples_of_all_ranks():
     assert row["communication_percent"] < 100 and row["samples_per_second"] > 0
 
 
+def test_a_clock_waits_for_its_own_device_and_then_for_all_ranks(tmp_path, monkeypatch):
+    """Else a window would end before the others' work does."""
+    import torch.distributed as dist
+
+    from harness.frameworks import pytorch, ranks
+
+    waited, wait_for_all = [], dist.barrier
+    monkeypatch.setattr(pytorch, "synchronize", lambda device: lambda: waited.append("own"))
+    monkeypatch.setattr(dist, "barrier", lambda: (waited.append("all"), wait_for_all()))
+    monkeypatch.setattr("harness.frameworks.training.several", ranks.measure_training)
+    monkeypatch.setattr("harness.clock.PROBE_SECONDS", functions.harness.clock.PROBE_SECONDS)
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        functions.tiny_row(4, functions.options())
+    finally:
+        ranks.leave()
+    # The clock's start, first step, warm-up and stop, and as often in each of the two probes.
+    assert waited == ["own", "all"] * (len(waited) // 2) and len(waited) >= 2 * (4 + 2 * 4)
+
+
 def test_a_clock_counts_all_ranks_and_ends_its_windows_where_rank_0_says():
     now, agreed = [0.0], []
 

@@ -105,6 +105,26 @@ def test_every_epoch_is_trained_and_the_last_ones_losses_count(device):
     assert fake.done[: 2 * SAMPLES // BATCH] == list(range(SAMPLES // BATCH)) * 2
 
 
+class Falling(Fake):
+    """The loss of a step is the number of its epoch."""
+
+    def step(self, batch):
+        super().step(batch)
+        return 1 + (len(self.done) - 1) // (SAMPLES // BATCH)
+
+
+def test_the_loss_is_the_mean_of_the_last_epochs_steps(device):
+    assert row(Falling(device), epochs=2)["train_loss"] == 2
+
+
+def test_joules_are_read_where_one_device_trains(device, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "energy_meter", lambda *place: asked.append(place))
+    for devices in (2, 1):
+        measure_training(Fake(device), SAMPLES, BATCH // devices, OPTIONS, devices=devices)
+    assert asked == [("mps", 0)]
+
+
 def test_a_batch_larger_than_the_data_is_refused(device):
     with pytest.raises(ValueError, match="larger than the 1600 training samples"):
         measure_training(Fake(device), SAMPLES, SAMPLES + 1, OPTIONS)
