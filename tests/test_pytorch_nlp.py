@@ -360,7 +360,7 @@ def test_longer_texts_are_more_work(monkeypatch):
     monkeypatch.setattr(training, "probe_device", lambda *arguments: 1000.0)  # tokens/s
 
     class Texts:
-        train_step = None
+        train_step, device = None, types.SimpleNamespace(type="mps")
 
         def run(self, clock):
             clock.start()

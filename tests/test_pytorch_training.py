@@ -23,6 +23,22 @@ def training(device="cpu", **changed) -> pytorch.Training:
     return pytorch.Training(model, [], loss, adam, torch.device(device), options)
 
 
+def test_the_card_of_the_number_asked_for_is_chosen(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert pytorch.choose_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [1]
+
+
+def test_a_start_asks_for_the_proof_of_precision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pytorch, "require_precision", lambda *words: asked.append(words))
+    options = argparse.Namespace(device="cpu", precision="bf16", seed=1)
+    assert asked == [(pytorch.start(options), "bf16")]
+
+
 def test_the_kept_batch_lies_in_the_hosts_memory_and_is_the_probes_own():
     """Else a step of the probe would copy nothing, or what the loader has put there since."""
     one = training("meta")
