@@ -8,19 +8,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+import pytest
 
-import harness.clock
 import keras_test_computer_vision_cifar100 as cifar100
 import keras_test_nlp as nlp
-from harness.clock import Clock
 from harness.device import Device
 from harness.frameworks import keras
-from harness.frameworks.training import measure_training
 from harness.process import UserError
 
 OPTIONS = argparse.Namespace(
@@ -30,11 +27,9 @@ OPTIONS = argparse.Namespace(
     vocab_size=50,
 )  # fmt: skip
 BATCH_SIZE, STEPS = 16, 20
-CPU = Device("cpu")
 
 
 def main(backend: str) -> dict:
-    harness.clock.PROBE_SECONDS = 0.2
     device = keras.start(backend, OPTIONS)
     import keras as library
 
@@ -45,15 +40,33 @@ def main(backend: str) -> dict:
         "facts": keras.facts_of(backend, OPTIONS),
         "losses": [losses(*tiny) for tiny in (tiny_transformer(backend), tiny_network(backend))],
         "flops": [flops(backend, *tiny) for tiny in (tiny_transformer(backend), resnet(backend))],
-        "waits": waits(backend, device),
         "is_ready": is_ready() if backend == "jax" else None,
-        "tf32": tf32() if backend == "jax" else None,
-        "row": measured(backend, device),
         "other_device": other_device(backend, device),
-        "not_compiled": not_compiled(backend),
         "tensorflow_is_loaded": "tensorflow" in sys.modules,
+        "broken_promises": broken_promises(backend) if backend != "tensorflow" else {},
     }
     return found
+
+
+class Failures:
+    """What failed, and why, by the name of the test; under "" how many passed."""
+
+    def __init__(self):
+        self.found = {"": 0}
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.found[report.nodeid] = report.longreprtext
+        self.found[""] += report.when == "call" and report.passed
+
+
+def broken_promises(backend: str) -> dict:
+    """The contract of test_frameworks.py, held to this process' backend."""
+    os.environ["FRAMEWORK"] = f"keras_{backend}"
+    failures = Failures()
+    contract = Path(__file__).with_name("test_frameworks.py")
+    pytest.main([str(contract), "--noconftest", "-p", "no:cacheprovider"], [failures])
+    return failures.found
 
 
 def tiny_transformer(backend: str):
@@ -103,32 +116,8 @@ def losses(model, features, labels) -> list[float]:
 
 def flops(backend: str, model, features, labels) -> float:
     model.optimizer.build(model.trainable_variables)
-    training = keras.fit_in_memory(model, features[:2], labels[:2], CPU, 2)
+    training = keras.fit_in_memory(model, features[:2], labels[:2], Device("cpu"), 2)
     return training.count_flops(*training.full_batch()) / 2
-
-
-def waits(backend: str, device) -> dict:
-    """How often the clock waits for a device in 40 steps, and for how many windows."""
-    model, features, labels = tiny_transformer(backend)
-    training = keras.fit_in_memory(model, features, labels, device, BATCH_SIZE)
-    waited = []
-    if backend == "torch":
-        # As on a GPU: on the CPU there is nothing to wait for.
-        import torch
-
-        with mock.patch.object(torch.accelerator, "synchronize", lambda: waited.append(1)):
-            wait = type(training)(model, training.data, torch.device("cuda")).synchronize
-    else:
-
-        def wait():
-            waited.append(1)
-            training.synchronize()
-
-    from harness.frameworks.fit import TimedFit
-
-    clock = Clock(BATCH_SIZE, len(labels), 2, wait)
-    model.fit(**training.data, epochs=2, verbose=0, callbacks=TimedFit(model, clock))
-    return {"waited": len(waited), "windows": len(clock.windows), "steps": clock.steps}
 
 
 def is_ready() -> dict:
@@ -141,7 +130,8 @@ def is_ready() -> dict:
     model = library.Sequential([library.Input((1500,)), wide, head])
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
     features = np.random.default_rng(0).normal(size=(512 * 12, 1500)).astype("float32")
-    training = keras.fit_in_memory(model, features, np.zeros(len(features), int), CPU, 512)
+    labels = np.zeros(len(features), int)
+    training = keras.fit_in_memory(model, features, labels, Device("cpu"), 512)
     ways = {
         "no wait": lambda: None,
         "one weight": lambda: jax.block_until_ready(model._jax_state["trainable_variables"][-1]),
@@ -162,26 +152,6 @@ def is_ready() -> dict:
     return seen
 
 
-def tf32() -> str:
-    """What is said of a device that rounds float32 to 10 bits after the point."""
-    from harness.frameworks import keras_jax
-
-    device = keras_jax.Device("cpu")
-    with mock.patch.object(keras_jax, "fine_products", lambda dtype: [np.ones(3)]):
-        try:
-            keras_jax.require_precision(device, "fp32")
-        except UserError as error:
-            return str(error)
-    return ""
-
-
-def measured(backend: str, device) -> dict:
-    """The row of a tiny training on learnable data."""
-    model, features, labels = tiny_network(backend)
-    training = keras.fit_in_memory(model, features, labels, device, BATCH_SIZE)
-    return measure_training(training, len(labels), BATCH_SIZE, OPTIONS)
-
-
 def other_device(backend: str, device) -> str:
     """What is said where the weights are not on the device that was asked for."""
     model, features, labels = tiny_network(backend)
@@ -189,20 +159,6 @@ def other_device(backend: str, device) -> str:
     try:
         keras.fit_in_memory(model, features, labels, elsewhere, BATCH_SIZE)
     except UserError as error:
-        return str(error)
-    return ""
-
-
-def not_compiled(backend: str) -> str:
-    """What is said where a step was to be compiled, and was not."""
-    model = argparse.Namespace(jit_compile=True, run_eagerly=backend == "tensorflow")
-    if backend == "jax":
-        import jax
-
-        jax.config.update("jax_disable_jit", True)
-    try:
-        keras.module_of(backend).Fit.require_compiled(argparse.Namespace(model=model))
-    except RuntimeError as error:
         return str(error)
     return ""
 

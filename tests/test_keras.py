@@ -52,7 +52,6 @@ def test_nothing_of_the_users_settings_is_read(backend, seen, home):
     found = seen(backend)
     assert found["backend"] == backend
     assert (found["floatx"], found["image_data_format"]) == ("float32", "channels_last")
-    assert found["waits"]["steps"] == 40
     assert sorted(path.name for path in (home / ".keras").iterdir()) == ["keras.json"]
 
 
@@ -71,14 +70,6 @@ def test_operations_are_as_many_as_on_tensorflow(backend, seen):
     assert min(theirs) > 1000
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_device_is_waited_for_at_window_edges_only(backend, seen):
-    """At the start, after the first step, after the warm-up, at each window's end, at the stop."""
-    waits = seen(backend)["waits"]
-    assert waits["waited"] == 4 + waits["windows"]
-    assert waits["waited"] < waits["steps"]
-
-
 def test_jax_is_waited_for_to_the_end_of_the_last_step(seen):
     is_ready = seen("jax")["is_ready"]
     assert all(is_ready["ours"])
@@ -87,21 +78,20 @@ def test_jax_is_waited_for_to_the_end_of_the_last_step(seen):
     assert not any(is_ready["the state as Keras holds it"])
 
 
-def test_jax_does_not_pass_tf32_off_as_float32(seen):
-    assert seen("jax")["tf32"].startswith("--precision=fp32: cpu rounds float32 as TF32 does")
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_row_is_whole_and_of_its_backend(backend, seen):
-    found = seen(backend)
-    row, facts = found["row"], found["facts"]
-    assert row["train_loss"] < 0.8 and row["steps_per_epoch"] == 20
-    for name in ("samples_per_second", "compute_samples_per_second", "tflops_per_second",
-                 "peak_memory_gb", "first_step_seconds"):  # fmt: skip
-        assert row[name] > 0
+def test_facts_are_of_the_backend_and_its_device(backend, seen):
+    facts = seen(backend)["facts"]
     assert facts["framework"].startswith("keras 3.") and f", {backend} " in facts["framework"]
     assert facts["compile"] is (backend == "jax")
-    assert found["other_device"] == "Keras placed the weights on cpu, not on cuda"
+    assert seen(backend)["other_device"] == "Keras placed the weights on cpu, not on cuda"
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_the_contract_of_all_frameworks_holds(backend, seen):
+    """As on TensorFlow, in test_frameworks.py; here a user's step limit of 1 is set besides."""
+    broken = dict(seen(backend)["broken_promises"])
+    assert broken.pop("") >= 20  # tests that passed
+    assert not broken, "\n\n".join(f"{name}\n{why}" for name, why in broken.items())
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
@@ -218,11 +208,6 @@ def test_fp16_that_jax_cannot_do_here_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "--precision=fp16: JAX cannot do it on cpu" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_compile_that_compiles_nothing_is_an_error(backend, seen):
-    assert seen(backend)["not_compiled"].startswith("--compile: ")
 
 
 def test_a_backend_that_does_not_start_is_a_line_and_the_others_are_measured(monkeypatch, capsys):

@@ -4,7 +4,6 @@ import argparse
 import csv
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 
 import mlx_test_nlp as nlp
-import utils
-from harness.clock import Clock
 from harness.endings import is_out_of_memory
 from harness.frameworks import mlx
 from harness.frameworks.training import measure_training
@@ -152,71 +149,7 @@ def test_small_transformer_is_that_of_keras():
     assert np.abs(np.array(found) - theirs.predict(tokens, verbose=0)).max() < 1e-5
 
 
-# The clock and laziness
-
-
-def heavy_training(options):
-    """A step of many milliseconds that one millisecond of Python asks for; its batch."""
-    model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
-    batch = mx.random.normal((256, 512)), mx.zeros(256, mx.int32)
-
-    def loss(model, features, labels):
-        return mlx.cross_entropy(model(features), labels)
-
-    return mlx.Training(model, loss, adam(), lambda: [batch] * 10, CPU, options), batch
-
-
-def reported_over_true(training, synchronize, batch) -> float:
-    """The clock's rate of a few steps, over that of a stopwatch which really waits."""
-    wait = training.synchronize
-    clock = Clock(256, 256 * 10, 1, synchronize)
-    wait()
-    training.run(clock)
-    reported = clock.measurement()["samples_per_second"]
-    wait()
-    start = time.perf_counter()
-    for _ in range(6):
-        training.step(batch)
-    wait()
-    return reported / (6 * 256 / (time.perf_counter() - start))
-
-
-def test_the_clock_waits_for_lazy_work(options):
-    training, batch = heavy_training(options)
-    assert 0.5 < reported_over_true(training, training.synchronize, batch) < 2
-
-
-def test_a_step_that_nothing_evaluates_inside_the_clock_is_caught(options, monkeypatch):
-    training, batch = heavy_training(options)
-    monkeypatch.setattr(mx, "async_eval", lambda *_: None)
-    assert reported_over_true(training, lambda: None, batch) > 2
-
-
-def waits_beside_windows(training, clock, monkeypatch) -> int:
-    """How often an epoch waited for the device, without the edges of windows."""
-    waits = []
-    evaluate = mx.eval
-    monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
-    training.run(clock)
-    monkeypatch.setattr(mx, "eval", evaluate)
-    edges = len(clock.windows) + 4  # the start, the first step, the warm-up, the stop
-    return max(0, len(waits) - edges)
-
-
-def test_no_step_waits_for_the_device_and_one_that_does_is_caught(options, monkeypatch):
-    model, batch = Brightness(), (mx.zeros((32, 2, 2, 3), mx.uint8), mx.zeros(32, mx.int32))
-
-    class Waiting(mlx.Training):
-        def step(self, batch):
-            loss = super().step(batch)
-            mx.eval(loss)
-            return loss
-
-    for kind, waits in ((mlx.Training, 0), (Waiting, 40)):
-        training = kind(model, image_loss, adam(), lambda: [batch] * 50, CPU, options)
-        clock = Clock(32, 32 * 50, 1, training.synchronize)
-        found = waits_beside_windows(training, clock, monkeypatch)
-        assert (found >= waits) if waits else found == 0
+# Training
 
 
 def test_nothing_compiles_inside_the_clock_but_the_first_step(options):
@@ -224,19 +157,6 @@ def test_nothing_compiles_inside_the_clock_but_the_first_step(options):
     _, model = measure_tiny(options, epochs=3)
     # Python runs only when a step is traced: once. The last trace, of two samples, counts FLOPs.
     assert [shape[0] for shape, _ in model._calls] == [32, 2]
-
-
-# Training
-
-
-def test_batches_are_full_and_shuffled_and_hold_no_sample_twice():
-    batches = mlx.in_memory_batches(np.arange(70)[:, None], np.arange(70), 32)
-    for _ in range(2):
-        parts = list(batches())
-        assert [len(labels) for _, labels in parts] == [32, 32]  # the rest fills no batch
-        assert all(mx.array_equal(features[:, 0], labels) for features, labels in parts)
-        seen = mx.concatenate([labels for _, labels in parts]).tolist()
-        assert len(set(seen)) == 64 and seen != sorted(seen)
 
 
 def test_adam_is_pytorchs():
@@ -249,14 +169,6 @@ def test_adam_is_pytorchs():
         their_adam.step()
         ours = our_adam.apply_gradients({"weight": mx.array(gradient)}, ours)
     assert np.abs(np.array(ours["weight"]) - theirs.detach().numpy()).max() < 1e-6
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_loss_falls_on_learnable_data(options, compiled):
-    options.compile = compiled
-    first = measure_tiny(options, epochs=1)[0]["train_loss"]
-    later = measure_tiny(options, epochs=40)[0]["train_loss"]
-    assert later < first / 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -285,34 +197,7 @@ def test_fp16_does_not_overflow_in_batch_norm():
     assert mx.isfinite(model.bn1(mx.full((1, 200, 200, 64), 200.0, mx.float16))).all()
 
 
-def test_flops_are_those_of_the_model(options):
-    row, _ = measure_tiny(options, batch_size=4)
-    # 2 x 12 x 2 forward; the same again for the weights' gradient (the input needs none).
-    flops = 2 * 2 * 12 * 2
-    assert row["tflops_per_second"] == pytest.approx(flops * row["samples_per_second"] / 1e12)
-
-
 # What goes wrong
-
-
-def test_batch_larger_than_the_data_is_an_error_that_says_so(options):
-    with pytest.raises(ValueError, match="batch size 512 is larger than the 250"):
-        measure_tiny(options, batch_size=512)
-
-
-def test_rounding_as_tf32_does_is_bad_usage(monkeypatch):
-    mlx.require_precision(mlx.Device("cpu"), "fp32")
-    monkeypatch.setattr(mlx, "fine_products", lambda dtype: [mx.ones(4)])
-    with pytest.raises(utils.UsageError, match="rounds float32 as TF32"):
-        mlx.require_precision(mlx.Device("mps"), "fp32")
-
-
-def test_missing_device_is_bad_usage(options):
-    if mx.is_available(mx.gpu):
-        pytest.skip("this machine has a GPU that MLX uses")
-    for name in ("mps", "cuda", "cuda:1"):
-        with pytest.raises(utils.UsageError, match=f"--device={name}: MLX .* sees no such device"):
-            mlx.choose_device(name)
 
 
 @pytest.mark.parametrize(
@@ -349,13 +234,3 @@ def test_script_as_a_user_runs_it(tmp_path):
     # Training compiled is the default, and so what the name of a configuration leaves out.
     found = load_results(tmp_path).measurements["configuration"]
     assert all("without compile" in words for words in found)
-
-
-def test_compile_that_compiles_nothing_is_an_error():
-    mlx.require_compiler()
-    mx.disable_compile()
-    try:
-        with pytest.raises(RuntimeError, match="--compile: mx.compile compiles nothing"):
-            mlx.require_compiler()
-    finally:
-        mx.enable_compile()

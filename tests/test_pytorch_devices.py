@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from result_files import training_row
-from tiny_training import image_loss, image_row
 
 import harness.environment
 import harness.frameworks.trainer
@@ -68,44 +67,6 @@ def test_tf32_is_off_before_pytorch_2_9(monkeypatch):
     assert (older.cuda.matmul.allow_tf32, older.cudnn.allow_tf32) == (False, False)
 
 
-def as_tf32(result: torch.Tensor) -> torch.Tensor:
-    """With 10 bits after the point, as an operand that TF32 has rounded makes it."""
-    return (result * 2**10).round() / 2**10
-
-
-@pytest.mark.parametrize("operation", ["matmul", "conv2d"])
-def test_a_device_that_rounds_as_tf32_does_is_refused(monkeypatch, operation):
-    pytorch.require_precision(CPU, "fp32")
-    owner = {"matmul": torch.Tensor, "conv2d": torch.nn.functional}[operation]
-    name = {"matmul": "__matmul__", "conv2d": "conv2d"}[operation]
-    exact = getattr(owner, name)
-
-    def rounded(a, b):
-        return exact(as_tf32(a), b)
-
-    monkeypatch.setattr(owner, name, rounded)
-    with pytest.raises(utils.UsageError, match="--precision=fp32: .*TF32.*NVIDIA_TF32_OVERRIDE"):
-        pytorch.require_precision(CPU, "fp32")
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision", "refused"),
-    [((7, 5), "bf16", True), ((7, 0), "bf16", True), ((7, 5), "fp16", False),
-     ((8, 0), "bf16", False)],
-)  # fmt: skip
-def test_bf16_by_emulation_is_refused(monkeypatch, capability, precision, refused):
-    major, minor = capability
-    card = types.SimpleNamespace(name="Tesla T4", total_memory=0, major=major, minor=minor)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    answers = [torch.ones(2, dtype=pytorch.DTYPES[precision])]
-    monkeypatch.setattr(pytorch, "fine_products", lambda *_: answers)
-    if not refused:
-        pytorch.require_precision(CUDA, precision)
-        return
-    with pytest.raises(utils.UsageError, match="--precision=bf16: Tesla T4 has no bf16"):
-        pytorch.require_precision(CUDA, precision)
-
-
 def test_variables_that_change_what_is_measured_are_not_heeded(monkeypatch, capsys):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
@@ -115,42 +76,6 @@ def test_variables_that_change_what_is_measured_are_not_heeded(monkeypatch, caps
     said = capsys.readouterr().out
     assert "NVIDIA_TF32_OVERRIDE is set" in said and "PYTORCH_ENABLE_MPS_FALLBACK is set" in said
     assert "KERAS_MAX_EPOCHS" not in said
-
-
-# Memory
-
-
-def test_peak_memory_is_counted_anew_after_the_first_step(monkeypatch):
-    events = []
-    monkeypatch.setattr(pytorch, "reset_peak_memory", lambda device: events.append(device))
-    clock = Clock(2, 8, 1, lambda: None)
-    batch = torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.long)
-
-    def loss(model, images, labels):
-        events.append("step")
-        return image_loss(model, images, labels)
-
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
-    adam = torch.optim.Adam(model.parameters())
-    pytorch.Training(model, [batch] * 4, loss, adam, CPU, OPTIONS).run(clock)
-    assert events == ["step", CPU, "step", "step", "step"]
-
-
-def test_trials_are_forgotten_on_cuda_only(monkeypatch):
-    forgotten = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
-    for device in (CPU, MPS, CUDA):
-        pytorch.reset_peak_memory(device)
-    assert forgotten == [CUDA]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, AttributeError])
-def test_memory_that_pytorch_does_not_count_is_empty_and_costs_no_row(monkeypatch, error):
-    def missing():
-        raise error("Allocator for mps is not a DeviceAllocator")
-
-    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", missing)
-    assert pytorch.peak_memory_gb(MPS) is None
 
 
 # Floating-point operations
@@ -168,45 +93,6 @@ def test_linear_backward_of_mps_is_counted(wanted, products):
 
 
 # The same step in the run and in the probe
-
-
-def tiny_row(monkeypatch, to=None, **changed):
-    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
-    options = argparse.Namespace(**{**vars(OPTIONS), **changed})
-    device = pytorch.start(options)
-    labels = torch.arange(264) % 2
-    images = (labels * 200).byte().view(-1, 1, 1, 1).repeat(1, 3, 8, 8)
-    data = torch.utils.data.TensorDataset(images, labels)
-    loader = torch.utils.data.DataLoader(data, 32, shuffle=True, drop_last=True)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    fused = pytorch.has_fused_adam(device, options.precision)
-    adam = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
-    return image_row(model, loader, adam, device, 32, options)
-
-
-def test_the_probes_steps_copy_from_the_host_as_the_runs_do(monkeypatch):
-    copied = []
-    exact = torch.Tensor.to
-
-    def counted(part, *arguments, **keywords):
-        if arguments == (CPU,):
-            copied.append(keywords)
-        return exact(part, *arguments, **keywords)
-
-    monkeypatch.setattr(torch.Tensor, "to", counted)
-    steps = []
-    probe = training.probe_device
-
-    def probe_and_count(*arguments):
-        before = len(copied)
-        train_step = arguments[0]
-        speed = probe(lambda: steps.append(1) or train_step(), *arguments[1:])
-        assert len(copied) - before == 2 * len(steps)  # images and labels, every time
-        return speed
-
-    monkeypatch.setattr(training, "probe_device", probe_and_count)
-    tiny_row(monkeypatch)
-    assert steps and all(keywords == copied[0] for keywords in copied)
 
 
 def test_trainers_probe_copies_from_the_host_too(monkeypatch):
@@ -248,28 +134,17 @@ def test_whole_and_extrapolated_epochs_agree_where_batches_do_not_divide_the_dat
     assert whole["steps_per_epoch"] == part["steps_per_epoch"] == 3
 
 
-def test_no_second_shape_is_compiled(monkeypatch):
-    shapes = set()
-    step = pytorch.Training.step
-
-    def watched(one, batch):
-        shapes.add(batch[0].shape)
-        return step(one, batch)
-
-    monkeypatch.setattr(pytorch.Training, "step", watched)
-    row = tiny_row(monkeypatch, epochs=2)  # of 264 samples
-    assert shapes == {(32, 3, 8, 8)} and not row["extrapolated"]
-
-
-def test_compile_that_compiles_nothing_is_an_error(monkeypatch):
+def test_compile_that_compiles_nothing_is_bad_usage(monkeypatch):
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     counters.clear()
-    with pytest.raises(RuntimeError, match="--compile: torch.compile has compiled nothing"):
-        tiny_row(monkeypatch, compile=True, max_seconds=1)
     with pytest.raises(utils.UsageError, match="--compile: .*compiled nothing"):
         pytorch.require_compiler(CPU)
+
+
+def test_a_gpu_is_waited_for():
+    assert pytorch.synchronize(CUDA) is pytorch.synchronize(MPS) is torch.accelerator.synchronize
 
 
 # Adam
@@ -289,11 +164,6 @@ def test_adam_is_fused_where_that_is_right(tmp_path, monkeypatch, device, precis
     options = argparse.Namespace(**{**vars(OPTIONS), "precision": precision})
     harness.frameworks.trainer.training_arguments(8, options, device, str(tmp_path))
     assert asked["optim"] == ("adamw_torch_fused" if fused else "adamw_torch")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_fused_adam_learns(monkeypatch, precision):
-    assert tiny_row(monkeypatch, precision=precision, epochs=10)["train_loss"] < 0.1
 
 
 class EmptyLoader(list):

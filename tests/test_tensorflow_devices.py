@@ -1,56 +1,35 @@
-"""What TensorFlow is told and asked on devices that are not here: stand-ins, and the CPU."""
+"""What only TensorFlow has: placement, Metal, `tf.data`, CUDA libraries, the user's keras.json."""
 
 import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import fake_nvml
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_nvml import Card
 
 import utils
-from harness.frameworks import fit, tensorflow, training
+from harness.clock import Clock
+from harness.frameworks import tensorflow
+from harness.process import is_out_of_memory
 
 ROOT = Path(__file__).parent.parent
-CPU, CUDA, METAL = (tensorflow.Device(kind) for kind in ("cpu", "cuda", "mps"))
+METAL = tensorflow.Device("mps")
 
 
 @pytest.fixture
-def options(monkeypatch):
-    monkeypatch.setattr("harness.clock.PROBE_SECONDS", 0.1)
-    return argparse.Namespace(
-        device="cpu",
-        precision="fp32",
-        compile=False,
-        seed=1,
-        thermal_protocol="cold",
-        epochs=1,
-        max_seconds=None,
-    )
+def options():
+    return argparse.Namespace(device="cpu", precision="fp32", compile=False, seed=1)
 
 
 # Precision
-
-
-@pytest.mark.parametrize("operation", ["matmul", "conv2d"])
-def test_a_device_that_rounds_as_tf32_does_is_refused(monkeypatch, operation):
-    exact = {"matmul": tf.Tensor.__matmul__, "conv2d": tf.nn.conv2d}[operation]
-
-    def rounded(a, *others, **keywords):
-        return exact(tf.round(a * 2**10) / 2**10, *others, **keywords)
-
-    tensorflow.require_precision(CPU, "fp32")
-    if operation == "conv2d":
-        monkeypatch.setattr(tf.nn, "conv2d", rounded)
-    else:
-        monkeypatch.setattr(type(tf.zeros(1)), "__matmul__", rounded)
-    with pytest.raises(utils.UsageError, match="--precision=fp32: .*TF32.*NVIDIA_TF32_OVERRIDE"):
-        tensorflow.require_precision(CPU, "fp32")
 
 
 def test_precision_is_proven_without_help_of_the_processor(monkeypatch):
@@ -78,86 +57,134 @@ def test_an_operation_without_kernel_on_the_device_is_found():
         tensorflow.require_precision(METAL, "fp32")
 
 
-@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False)])
-def test_bf16_by_emulation_is_refused(monkeypatch, capability, refused):
-    details = {"device_name": "Tesla T4", "compute_capability": capability}
-    monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    monkeypatch.setattr(tensorflow, "fine_products", lambda dtype: [])
-    if not refused:
-        tensorflow.require_precision(tensorflow.card(0), "bf16")
-        return
-    with pytest.raises(utils.UsageError, match="--precision=bf16: Tesla T4 has no bf16"):
-        tensorflow.require_precision(tensorflow.card(0), "bf16")
+# Training
 
 
-# Memory
-
-
-def test_peak_memory_is_counted_anew_after_the_first_step(options, monkeypatch):
-    forgotten = []
-    timed = fit.TimedFit(keras.Sequential(), Clock(), lambda: forgotten.append(CPU))
-    for batch in range(3):
-        timed.on_train_batch_end(batch)
-    assert forgotten == [CPU]
-
-
-class Clock:
-    """Counts steps only."""
-
-    steps, batch_size = 0, 8
-
-    def step(self, samples):
-        self.steps += 1
-        return False
-
-
-def test_trials_are_forgotten_on_cuda_only(monkeypatch):
-    forgotten = []
-    monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", forgotten.append)
-    for device in (CPU, METAL, CUDA):
-        tensorflow.Fit.reset_peak_memory(SimpleNamespace(device=device))
-    assert forgotten == ["GPU:0"]
-
-
-def test_no_memory_at_all_is_unknown(monkeypatch):
-    monkeypatch.setattr(
-        tf.config.experimental, "get_memory_info", lambda device: {"peak": 0, "current": 0}
-    )
-    assert tensorflow.Fit.peak_memory_gb(SimpleNamespace(device=METAL)) is None
-
-
-# The same step in the run and in the probe
-
-
-def test_the_probes_steps_are_the_runs(options, monkeypatch):
-    """A batch from a host iterator, and a loss that comes back through one."""
-    steps = {"run": [], "probe": []}
-    part = "run"
-    probe = training.probe_device
-
-    def probe_and_count(*arguments):
-        nonlocal part
-        part = "probe"
-        return probe(*arguments)
-
-    monkeypatch.setattr(training, "probe_device", probe_and_count)
+def test_no_pause_between_epochs(options, monkeypatch):
+    """`tf.data`'s autotuner would hold up the end of an epoch, up to as long again."""
+    ends = []
     device = tensorflow.start(options)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    dataset = tensorflow.in_memory_batches(np.zeros((75, 4), np.float32), np.zeros(75, int), 1)
+    training = tensorflow.fit(model, dataset, device)
+    clock = Clock(1, 75, 3, training.synchronize)
+    step = clock.step
+
+    def slow_step(samples):
+        time.sleep(0.02)
+        ends.append(time.perf_counter())
+        return step(samples)
+
+    monkeypatch.setattr(clock, "step", slow_step)
+    training.run(clock)
+    pauses = np.diff(ends)[[74, 149]]
+    assert pauses.max() < 0.5
+
+
+def test_flops_of_convolutions_and_attention(options):
+    tensorflow.start(options)
+    images = keras.Input((8, 8, 3))
+    hidden = keras.layers.Conv2D(4, 3, padding="same")(images)  # 8 x 8 x 4
+    hidden = keras.layers.Conv2D(5, 3, strides=2, padding="same")(hidden)  # 4 x 4 x 5
+    sequence = keras.layers.Reshape((16, 5))(hidden)
+    attended = keras.layers.MultiHeadAttention(2, 3)(sequence, sequence)
+    outputs = keras.layers.GlobalAveragePooling1D()(attended)
+    model = keras.Model(images, outputs)
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.make_train_function()
-    exact = model.train_function
+    first = 2 * 8 * 8 * 4 * 3 * 3 * 3
+    second = 2 * 4 * 4 * 5 * 3 * 3 * 4
+    projections = 4 * 2 * 16 * 5 * 6
+    attention = 2 * (2 * 2 * 16 * 16 * 3)
+    # Twice as much backward as forward, but the images need no gradient.
+    expected = 2 * first + 3 * (second + projections + attention)
+    counted = tensorflow.count_flops(model, tf.zeros((7, 8, 8, 3)), tf.zeros((7,), tf.int32))
+    assert counted == 7 * expected
 
-    def watched(data):
-        steps[part].append(isinstance(data, tf.data.Iterator))
-        return exact(data)
 
-    model.train_function = watched
-    features, labels = np.zeros((64, 4), np.float32), np.zeros(64, np.int64)
-    dataset = tensorflow.in_memory_batches(features, labels, 16)
-    training.measure_training(tensorflow.fit(model, dataset, device), 64, 16, options)
-    assert len(steps["run"]) == 4 and len(steps["probe"]) > 4
-    assert all(steps["run"]) and all(steps["probe"])
+def test_exhausted_memory_is_recognised():
+    with pytest.raises(tf.errors.ResourceExhaustedError) as caught:
+        tf.zeros((2**45,))
+    assert is_out_of_memory(caught.value)
+    # What XLA compiled says it in another error.
+    assert is_out_of_memory(
+        tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory")
+    )
+    assert not is_out_of_memory(tf.errors.InternalError(None, None, "the kernel is wrong"))
+
+
+# Devices
+
+
+@pytest.fixture
+def metal(monkeypatch):
+    """Pretends that this is a Mac whose GPU TensorFlow sees."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *arguments: None)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *arguments: None)
+    monkeypatch.setattr(tensorflow, "places", lambda device: ["/CPU:0"])
+
+
+def test_metal_is_mps_and_refuses_to_compile(options, metal):
+    options.device = "auto"
+    assert tensorflow.start(options) == tensorflow.Device("mps")
+    options.compile = True
+    with pytest.raises(utils.UsageError, match="--compile.*Metal"):
+        tensorflow.start(options)
+
+
+def test_nvidia_card_without_cuda_libraries_is_said(options, monkeypatch, capsys):
+    monkeypatch.setattr(tensorflow, "GPUS", [])
+    fake_nvml.install(monkeypatch, Card())
+    options.device = "auto"
+    tensorflow.facts(tensorflow.start(options))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "tensorflow[and-cuda]" in line
+    options.device = "cuda"
+    with pytest.raises(utils.UsageError, match="--device=cuda.*tensorflow.and-cuda"):
+        tensorflow.start(options)
+
+
+def test_card_is_named_as_pytorch_names_it(options, monkeypatch):
+    details = {"device_name": "NVIDIA TITAN RTX", "compute_capability": (7, 5)}
+    monkeypatch.setattr(tensorflow, "GPUS", ["/physical_device:GPU:0"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    monkeypatch.setattr(tensorflow, "card_bytes", lambda index: 24_576 * 2**20)
+    facts = tensorflow.facts(tensorflow.card(0))
+    assert (facts["machine"], facts["device"]) == (
+        "NVIDIA_TITAN_RTX_24GB",
+        "cuda (NVIDIA TITAN RTX)",
+    )
+    monkeypatch.setattr(tensorflow, "card_bytes", lambda index: None)
+    assert tensorflow.facts(tensorflow.card(0))["machine"] == "NVIDIA_TITAN_RTX"
+
+
+@pytest.mark.parametrize("error", ["NotFoundError", "ImportError"])
+def test_wrong_tensorflow_metal_is_one_line_with_the_versions_that_fit(tmp_path, error):
+    for package, version in (("tensorflow", "2.21.0"), ("tensorflow_metal", "1.2.0")):
+        folder = tmp_path / f"{package}-{version}.dist-info"
+        folder.mkdir()
+        name = package.replace("_", "-")
+        (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    errors = tmp_path / "tensorflow/python/framework"
+    errors.mkdir(parents=True)
+    for folder in (errors, errors.parent):
+        (folder / "__init__.py").touch()
+    (errors / "errors_impl.py").write_text(
+        "class OpError(Exception): pass\nclass NotFoundError(OpError): pass\n"
+    )
+    (tmp_path / "tensorflow/__init__.py").write_text(
+        "from tensorflow.python.framework.errors_impl import NotFoundError\n"
+        f"raise {error}('dlopen(libmetal_plugin.dylib): Symbol not found')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / "tensorflow_test_nlp.py", f"--results_dir={tmp_path / 'results'}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "tensorflow 2.18.1 or 2.19.1 with tensorflow-metal 1.2.0" in line
 
 
 # The user's own settings of Keras
@@ -167,7 +194,6 @@ SETTINGS = """
 import argparse, json
 from harness.frameworks import tensorflow
 import keras
-from types import SimpleNamespace
 tensorflow.start(argparse.Namespace(device="cpu", precision="fp32", compile=False, seed=1))
 print(json.dumps([keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon(),
                   keras.config.backend(), keras.Input((2,)).dtype]))
