@@ -52,7 +52,7 @@ class FreshProcess:
     A context: at its end the process leaves, or is ended where it does not, or an error came up.
     """
 
-    def __enter__(self):
+    def __init__(self):
         if TRACKER_WARNING not in sys.warnoptions:
             sys.warnoptions.append(TRACKER_WARNING)
         context = multiprocessing.get_context("spawn")
@@ -63,14 +63,19 @@ class FreshProcess:
         theirs.close()
         standard_error.close()
         self.last_lines = LastLines(said)
+
+    def __enter__(self):
         return self
 
     def __exit__(self, error, *_):
         if error is None:
-            self.connection.close()
-            self.process.join(LEAVE_SECONDS)
+            self.leave()
         _end(self.process)
         self.connection.close()
+
+    def leave(self) -> None:
+        self.connection.close()
+        self.process.join(LEAVE_SECONDS)
 
     def call(
         self,
