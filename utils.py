@@ -6,6 +6,7 @@ Imports no ML framework, so that `--help` and a bad argument answer at once.
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import harness.soak
@@ -27,7 +28,7 @@ from harness.environment import settle_environment
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.launch import require_script
 from harness.machine import other_load
-from harness.process import UsageError, UserError
+from harness.process import FreshProcess, UsageError, UserError
 from harness.results import COLUMNS, MACHINE_COLUMNS, read_rows
 from harness.startup import (
     one_line_errors,
@@ -36,7 +37,7 @@ from harness.startup import (
     require_saving,
     require_writable,
 )
-from harness.sweep import failed, find_max_batch_size, measured_rows, save, settle
+from harness.sweep import failed, find_max_batch_size, goes_on, measured_rows, save, settle
 from harness.terminal import announce, report, summarize
 from harness.torchrun import on_ranks
 
@@ -141,7 +142,9 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
     """
     options = parse_arguments(experiment)
     rows, files = [], []
-    with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
+    with ExitStack() as stack:
+        stack.enter_context(one_line_errors(rows, options.results_dir))
+        alone = stack.enter_context(only_benchmark())
         stay_awake()
         require_script(measure)
         environment = settle_environment()
@@ -149,7 +152,10 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
             prepare, measure = on_ranks(prepare, measure, options)
         raise_open_files_limit()
         require_writable(options.results_dir)
-        facts = settle(experiment, options, prepare)
+        first = stack.enter_context(FreshProcess())
+        facts = settle(experiment, options, prepare, first)
+        if not goes_on(experiment, options):
+            first = first.leave()
         path = experiment.results_path(options.results_dir, facts["machine"])
         require_saving(path)
         _, saved = read_rows(path)
@@ -159,7 +165,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         announce(experiment, options, facts, busiest)
         if getattr(options, "find_max_batch_size", False):
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
-        for row in measured_rows(experiment, options, facts, measure, saved):
+        for row in measured_rows(experiment, options, facts, measure, saved, first):
             if getattr(options, "machine_rank", 0):
                 continue  # machine 0 has the numbers, and writes them
             rows.append(row)

@@ -5,6 +5,7 @@ therefore read only after `synchronize`, and `synchronize` is called only where 
 begins or ends, because a synchronization per step would itself slow the run down.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from harness.windows import Run, Window, speed_of, timing_columns
 
 WARMUP_STEPS = 3  # enough unless a queue of batches, filled meanwhile, has to drain first
 WINDOW_SECONDS = 0.5  # a window closes at the first step end after this long
-PROBE_SECONDS = 5.0  # length of the device-only probe
+PROBE_SECONDS = 5.0  # length of the device-only probe, of a run that takes longer
 UNENDING = 1_000_000  # epochs that no run reaches
 SUSPENDED = "suspended"  # the mark of a row whose run stood still
 
@@ -269,12 +270,14 @@ def probe_device(
     train_step: Callable[[], int],
     synchronize: Callable[[], None],
     team: Team = Team(),  # noqa: B008 - it is immutable
+    longest: float = math.inf,
 ) -> float:
     """Work per second of `train_step` on batches that lie ready in the host's memory.
 
     Args:
         train_step: one optimizer update; returns its work, as `Clock.step` takes it.
         team: the ranks that train together; its work counts once for each.
+        longest: seconds that it may take; two windows it takes at least.
     """
     tell("without loading")
     train_step()
@@ -283,17 +286,17 @@ def probe_device(
     for _ in range(WARMUP_STEPS):
         train_step()
     synchronize()
-    seconds = (time.perf_counter() - start) / WARMUP_STEPS
-    steps = int(team.agree(max(1, round(WINDOW_SECONDS / seconds))))
+    of_a_step = (time.perf_counter() - start) / WARMUP_STEPS
+    steps = int(team.agree(max(1, round(WINDOW_SECONDS / of_a_step))))
     pauses = Pauses()
     done, spent, windows, time_is_up = 0, 0.0, 0, False
     while not time_is_up:
         start = time.perf_counter()
         work = sum(train_step() for _ in range(steps))
         synchronize()
-        seconds = time.perf_counter() - start
+        taken = time.perf_counter() - start
         if not pauses.since_last():
-            done, spent, windows = done + work, spent + seconds, windows + 1
+            done, spent, windows = done + work, spent + taken, windows + 1
         tell("without loading")  # and no detail: no bar shows one
-        time_is_up = bool(team.agree(spent >= PROBE_SECONDS and windows > 1))
+        time_is_up = bool(team.agree(spent >= min(PROBE_SECONDS, longest) and windows > 1))
     return team.size * done / spent

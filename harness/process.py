@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -39,45 +40,77 @@ class UsageError(UserError):
     exit_code = 2
 
 
-def run_in_fresh_process(
-    function: Callable,
-    *arguments,
-    progress: Callable[[tuple | str | None], None] = lambda message: None,
-    patience: float | None = None,
-) -> dict:
-    """Call a top-level function in a spawned process; returns how it ended.
+class Row(NamedTuple):
+    """A row that is whole while the function that made it goes on."""
 
-    Keys: `status`, then `value`, or `error` (one line) and for an exception `details`.
-    Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
+    columns: dict
 
-    Args:
-        progress: called with what the function tells (see `tell`), every few seconds with where it
-            is (see `whereabouts`), and with None where it does not even say that.
-        patience: seconds without a word after which the process hangs, and is ended; time in which
-            this process itself was stopped or asleep does not count.
+
+class FreshProcess:
+    """A spawned process that calls top-level functions, one after another.
+
+    A context: at its end the process leaves, or is ended where it does not, or an error came up.
     """
-    if TRACKER_WARNING not in sys.warnoptions:
-        sys.warnoptions.append(TRACKER_WARNING)
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    said, standard_error = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, standard_error, function, arguments))
-    kills = memory_kills()
-    process.start()
-    sender.close()
-    standard_error.close()
-    last_lines = LastLines(said)
-    try:
-        outcome = _listen(receiver, process, progress, patience)
-        process.join(LEAVE_SECONDS)
-    except EOFError:
-        process.join()
-        by_others = kills is not None and memory_kills() == kills
-        outcome = outcome_of_exit_code(process.exitcode, last_lines.lines(), by_others)
-    finally:
-        _end(process)
-        receiver.close()
-    return outcome
+
+    def __init__(self):
+        if TRACKER_WARNING not in sys.warnoptions:
+            sys.warnoptions.append(TRACKER_WARNING)
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        said, standard_error = context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, args=(theirs, standard_error))
+        self.process.start()
+        theirs.close()
+        standard_error.close()
+        self.last_lines = LastLines(said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.leave()
+        _end(self.process)
+        self.connection.close()
+
+    def leave(self) -> None:
+        self.connection.close()
+        self.process.join(LEAVE_SECONDS)
+
+    def call(
+        self,
+        function: Callable,
+        *arguments,
+        progress: Callable[[tuple | str | None], None] = lambda message: None,
+        patience: float | None = None,
+        on_row: Callable[[dict], None] = lambda row: None,
+    ) -> dict:
+        """Call a function there; returns how it ended. Whoever did not end well takes no other.
+
+        Keys: `status`, then `value`, or `error` (one line) and for an exception `details`.
+        Status is `ok`, `out_of_memory`, `killed` (error names the signal), `user_error` or `error`.
+
+        Args:
+            progress: called with what the function tells (see `tell`), every few seconds with where
+                it is (see `whereabouts`), and with None where it does not even say that.
+            patience: seconds without a word after which the process hangs, and is ended; time in
+                which this process itself was stopped or asleep does not count.
+            on_row: gets each row that the function hands over (see `hand_over`).
+        """
+        kills = memory_kills()
+        try:
+            self.connection.send((function, arguments))
+            return _listen(self.connection, self.process, progress, patience, on_row)
+        except (EOFError, BrokenPipeError):
+            self.process.join()
+            by_others = kills is not None and memory_kills() == kills
+            return outcome_of_exit_code(self.process.exitcode, self.last_lines.lines(), by_others)
+
+
+def run_in_fresh_process(function: Callable, *arguments, **listeners) -> dict:
+    """Call a top-level function in a process of its own; see `FreshProcess.call`."""
+    with FreshProcess() as process:
+        return process.call(function, *arguments, **listeners)
 
 
 def value_of(outcome: dict):
@@ -94,7 +127,7 @@ def value_of(outcome: dict):
     return outcome["value"]
 
 
-def _listen(receiver, process, progress: Callable, patience: float | None) -> dict:
+def _listen(receiver, process, progress: Callable, patience, on_row: Callable) -> dict:
     """The outcome that a process sends; raises EOFError when it ends without one."""
     silent, place = 0.0, ""
     looked = time.monotonic()
@@ -108,6 +141,8 @@ def _listen(receiver, process, progress: Callable, patience: float | None) -> di
                 raise EOFError from None
             if isinstance(message, dict):
                 return message
+            if isinstance(message, Row):
+                on_row(message.columns)
         elif not alive:
             raise EOFError
         else:
@@ -117,7 +152,8 @@ def _listen(receiver, process, progress: Callable, patience: float | None) -> di
         silent += min(looked - before, LISTEN_SECONDS)
         silent = 0.0 if isinstance(message, tuple) else silent
         place = message if isinstance(message, str) else place
-        progress(message)
+        if not isinstance(message, Row):
+            progress(message)
     _end(process)
     inside = f", in: {place}" if place else ""
     return dict(
@@ -151,6 +187,11 @@ def tell(stage: str, detail: str = "", seconds_left: float | None = None) -> Non
         seconds_left: of the work, as far as that is known.
     """
     _send((stage, detail, seconds_left))
+
+
+def hand_over(columns: dict) -> None:
+    """Give a whole row to the waiting process, which keeps it whatever becomes of this one."""
+    _send(Row(columns))
 
 
 def _send(message: tuple | str) -> None:
@@ -187,10 +228,10 @@ def whereabouts(frame) -> str:
     return ""
 
 
-def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
+def _serve(connection, standard_error) -> None:
+    """Call what the parent asks for, until it asks no more."""
     global _parent
     open_streams()
-    _parent = sender
     # Ctrl-C, and a terminal that is closed, are the parent's to handle; and a parent that was
     # killed leaves no orphan at work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -198,32 +239,39 @@ def _call(sender, standard_error, function: Callable, arguments: tuple) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.Thread(target=_say_where, daemon=True).start()
     count_stops()
-    _hand_over(standard_error)
+    _send_words_to_parent(standard_error)
     # So that NVIDIA's driver, which tells of power and heat, and CUDA number the cards alike.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if not home_folder():  # libraries would make a folder called `~` in the current one
         os.environ["HOME"] = tempfile.gettempdir()
-    try:
-        outcome = dict(status="ok", value=function(*arguments))
-    except UserError as error:
-        outcome = dict(status="user_error", error=str(error), exit_code=error.exit_code)
-    except Exception as error:  # noqa: BLE001 - whatever a model raises is this row's result
-        outcome = dict(
-            status="out_of_memory" if is_out_of_memory(error) else "error",
-            error=" ".join(f"{type(error).__name__}: {error}".split())[:300],
-            details=traceback.format_exc(),
-        )
-    with _sending:
-        _parent = None
-    sender.send(outcome)
-    sender.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            asked = connection.recv()
+            _parent = connection
+            outcome = _outcome(*asked)
+            with _sending:
+                _parent = None
+            connection.send(outcome)
     # What a library started and would be waited for at exit, though it never ends.
     for process in multiprocessing.active_children():
         if not process.daemon:
             process.terminate()
 
 
-def _hand_over(standard_error) -> None:
+def _outcome(function: Callable, arguments: tuple) -> dict:
+    try:
+        return dict(status="ok", value=function(*arguments))
+    except UserError as error:
+        return dict(status="user_error", error=str(error), exit_code=error.exit_code)
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is this row's result
+        return dict(
+            status="out_of_memory" if is_out_of_memory(error) else "error",
+            error=" ".join(f"{type(error).__name__}: {error}".split())[:300],
+            details=traceback.format_exc(),
+        )
+
+
+def _send_words_to_parent(standard_error) -> None:
     """Let libraries write to the parent, which keeps their last lines, and Python to the terminal.
 
     Progress bars see the terminal itself, and know its width.

@@ -20,7 +20,7 @@ from harness.awake import Pauses
 from harness.clock import SUSPENDED
 from harness.disturbance import Times, disturbed, other_load_percent
 from harness.experiment import Experiment
-from harness.process import UserError, run_in_fresh_process, value_of
+from harness.process import FreshProcess, UserError, value_of
 from harness.results import CONFIGURATION, append_row, number_of, to_cell
 from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
@@ -33,7 +33,7 @@ PATIENCE, PATIENCE_WITH_FITS = 1800.0, 7200.0
 TRIAL = {"epochs": 1, "max_seconds": 1.0, "thermal_protocol": COLD}
 
 
-def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callable) -> dict:
+def settle(experiment: Experiment, options, prepare: Callable, process: FreshProcess) -> dict:
     """What a fresh process finds out before the first point: machine, device, data.
 
     Under the name of what the experiment varies, `prepare` may return the columns that only the
@@ -46,8 +46,7 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
     Raises:
         UserError: what `prepare` raised, or that it ended otherwise.
     """
-    outcome = run_in_fresh_process(prepare, options, progress=Progress("preparing"))
-    facts = value_of(outcome)
+    facts = value_of(process.call(prepare, options, progress=Progress("preparing")))
     options.data = facts["data"]
     for varied in experiment.varied:
         if varied.column in facts:
@@ -60,6 +59,17 @@ def settle(experiment: Experiment, options: argparse.Namespace, prepare: Callabl
     flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}
     one_device = {"num_devices": 1} if experiment.epochs else {}
     return {**one_device, **flags, **facts, "project_version": PROJECT_VERSION}
+
+
+def goes_on(experiment: Experiment, options) -> bool:
+    """Whether the process that has settled machine and data may measure the first point.
+
+    A training's, where every import counts twice otherwise. Other libraries read the number of
+    threads as they are imported, ranks have processes of their own, and a search for the largest
+    batch size wants all memory.
+    """
+    alone = getattr(options, "num_devices", 1) == getattr(options, "num_machines", 1) == 1
+    return bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
 
 
 def configuration(experiment: Experiment) -> list[str]:
@@ -83,13 +93,14 @@ def points(experiment: Experiment, options: argparse.Namespace) -> list[tuple[in
 
 
 def measured_rows(
-    experiment: Experiment, options, facts: dict, measure: Callable, saved: list[dict]
+    experiment: Experiment, options, facts: dict, measure: Callable, saved: list[dict], process=None
 ) -> Iterator[dict]:
     """Yield a row per point; after one that ran out of memory, larger ones are skipped.
 
     Args:
         facts: the columns that every row shares.
         saved: rows of earlier runs, for --resume.
+        process: a `FreshProcess` for the first point; every other one has its own.
     """
     size = experiment.varied[-1]
     too_large = {}
@@ -113,7 +124,8 @@ def measured_rows(
             time.sleep(options.cooldown)
         first, measured_before = not measured_before, True
         progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
-        row = measure_point(point, options, facts, measure, progress)
+        row = measure_point(point, options, facts, measure, progress, process)
+        process = None
         row |= scaling(row, saved, configuration(experiment))
         if memory_ran_out(row) and not size.choices:
             too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
@@ -157,15 +169,18 @@ def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
     )
 
 
-def measure_point(point: dict, options, facts: dict, measure: Callable, progress: Callable) -> dict:
-    """The row of one point, whatever became of it."""
+def measure_point(
+    point: dict, options, facts: dict, measure: Callable, progress: Callable, process=None
+) -> dict:
+    """The row of one point, whatever became of it; measured in a fresh process, or that given."""
     row = facts_of(point, facts)
     row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     swapped, before, pauses = swapped_out(), Times.now(), Pauses()
     patience = PATIENCE if hasattr(options, "epochs") else PATIENCE_WITH_FITS
-    outcome = run_in_fresh_process(
-        measure, *point.values(), options, progress=progress, patience=patience
-    )
+    with process or FreshProcess() as process:
+        outcome = process.call(
+            measure, *point.values(), options, progress=progress, patience=patience
+        )
     # Of the whole process; a clock knows these of the time that it measured.
     load = other_load_percent(Times.now().since(before))
     row["other_load_percent"] = row.get("other_load_percent") if load is None else load

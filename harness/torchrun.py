@@ -60,8 +60,8 @@ def device_count(options) -> int:
 
 def prepare_ranks(prepare: Callable, options) -> dict:
     """The columns that all rows share, of all machines together: `4x_<machine>`."""
-    facts = prepare(options)
-    facts["num_devices"] = device_count(options) * options.num_machines
+    devices = device_count(options) * options.num_machines
+    facts = prepare(options) | {"num_devices": devices}
     if options.num_machines > 1:
         facts["machine"] = f"{options.num_machines}x_{facts['machine']}"
     return facts

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from answers import Answers
 
 import harness.results
 import harness.sweep
@@ -135,8 +136,8 @@ def test_backend_that_is_not_installed_is_said_and_left_out(prepared, monkeypatc
     assert line == "jax is not installed, so it is left out: python -m pip install jax"
     options = argparse.Namespace(**vars(OPTIONS))
     outcome = {"status": "ok", "value": facts}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: outcome)
-    facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare)
+    process = Answers(lambda *_: outcome)
+    facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare, process)
     assert options.backends == ["tensorflow", "torch"]
     assert (facts["machine"], facts["framework"]) == ("M", "keras 3.15.1")
     point = {"keras_backend": "torch", "batch_size": 8}
@@ -159,11 +160,11 @@ def test_machine_is_that_of_the_gpu_that_a_backend_uses(prepared, capsys):
 
 def test_resume_knows_each_backends_version(prepared, monkeypatch):
     outcome = {"status": "ok", "value": prepared()}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: outcome)
     options = argparse.Namespace(**vars(OPTIONS))
-    facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare)
+    process = Answers(lambda *_: outcome)
+    facts = harness.sweep.settle(script.EXPERIMENT, options, keras.prepare, process)
     good = {"status": "ok", "value": {"avg_time_per_epoch": 1.0, "extrapolated": False}}
-    monkeypatch.setattr(harness.sweep, "run_in_fresh_process", lambda *_, **__: good)
+    monkeypatch.setattr(harness.sweep, "FreshProcess", lambda: Answers(lambda *_: good))
 
     def rows(saved):
         measured = harness.sweep.measured_rows(script.EXPERIMENT, options, facts, None, saved)

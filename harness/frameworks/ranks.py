@@ -92,7 +92,8 @@ def measure_training(training, samples: int, batch_size: int, options, warmup_st
                   ranks)  # fmt: skip
     row = row_of(training, clock)
     with training.network.no_sync():
-        alone = probe_device(training.train_step, clock.synchronize, ranks)
+        longest = clock.steady_seconds or 0
+        alone = probe_device(training.train_step, clock.synchronize, ranks, longest)
     return columns(row, training.network, alone * clock.samples / clock.work)
 
 

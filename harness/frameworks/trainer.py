@@ -31,12 +31,15 @@ PROBE_BATCHES = 8  # of different padded lengths, as the run's are
 def hide_other_gpus(options) -> None:
     """Leave one CUDA device visible, before CUDA starts: Trainer spreads over all it sees.
 
-    `options.device` is renamed to match, because that one is then number 0.
+    `options.device` is renamed to match, because that one is then number 0. Of several that train
+    together each process has its own.
     """
     device = Device.parse(options.device)
-    if device.type not in ("auto", "cuda") or torch.distributed.is_initialized():
-        return  # where several train together, each has its own
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible_name(device.index)
+    together = options.num_devices != 1 or options.num_machines != 1
+    if device.type not in ("auto", "cuda") or together:
+        return
+    if not torch.cuda.is_initialized():  # in this process it was hidden before
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_name(device.index)
     options.device = device.type
 
 

@@ -107,8 +107,10 @@ def row_of(training: Training, clock: Clock) -> dict:
     loss = training.run(clock)
     row = clock.measurement() | {"train_loss": loss}
     work_per_sample = clock.work / clock.samples
-    alone = probe_device(training.train_step, clock.synchronize, clock.team) / work_per_sample
-    row["compute_samples_per_second"] = alone
+    # No longer than what it is held against.
+    longest = clock.steady_seconds or 0
+    alone = probe_device(training.train_step, clock.synchronize, clock.team, longest)
+    row["compute_samples_per_second"] = alone = alone / work_per_sample
     on_cpu = training.device.type == "cpu"
     row["peak_memory_gb"] = peak_resident_gb() if on_cpu else training.peak_memory_gb()
     if rate := row["samples_per_second"]:
