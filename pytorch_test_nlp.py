@@ -188,9 +188,10 @@ def prepare(options) -> dict:
     """Settle device, data and weights once per sweep; returns the columns that all rows share."""
     import transformers
 
-    from harness.frameworks import pytorch, trainer
+    from harness.frameworks import pytorch
+    from harness.frameworks import trainer as clocked
 
-    trainer.hide_other_gpus(options)
+    clocked.hide_other_gpus(options)
     device = pytorch.choose_device(options.device)
     if (device.type, options.precision) == ("cpu", "fp16"):
         # Trainer would train in float32 without a word.
