@@ -8,7 +8,8 @@
 #   "tensorflow>=2.21,<2.22; sys_platform == 'linux'", "keras>=3.12",
 #   "mlx; sys_platform == 'darwin' and platform_machine == 'arm64'",
 #   "mlx[cpu]; sys_platform == 'linux'", "mlx-lm",
-#   "llama-cpp-python", "gguf", "huggingface_hub", "pillow",
+#   "llama-cpp-python", "gguf", "huggingface_hub", "pillow", "scikit-learn", "xgboost>=3.2",
+#   "onnxruntime>=1.30", "onnx", "onnxscript",
 #   "filelock", "nvidia-ml-py>=12.535", "pandas", "psutil", "py-cpuinfo", "scipy", "tqdm",
 # ]
 # ///

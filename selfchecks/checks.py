@@ -3,14 +3,23 @@
 import argparse
 import itertools
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
+from harness import fits
 from harness.clock import Clock
 from harness.process import UsageError
 from harness.windows import Window, rate_of, steady_rate, steady_windows
 from selfchecks.bandwidth import stream_triad
-from selfchecks.findings import Finding, at_least, at_most, figure, median_at_least
-from selfchecks.pairs import median_interval
+from selfchecks.findings import (
+    Finding,
+    at_least,
+    at_most,
+    figure,
+    median_at_least,
+    median_off_by,
+)
 
 BATCH_SIZE = 32
 SLICE_SECONDS = 10.0
@@ -35,13 +44,6 @@ def overhead_trainer(quick: bool) -> list[Finding]:
     return [median_at_least("Transformers' Trainer, with the clock / without", ratios, 0.98)]
 
 
-def overhead_tensorflow(quick: bool) -> list[Finding]:
-    import selfchecks.tensorflow
-
-    ratios = selfchecks.tensorflow.loop_ratios(pairs=pairs_of(quick))
-    return [median_at_least("TensorFlow loop / plain model.fit", ratios, 0.98)]
-
-
 def overhead_keras(quick: bool) -> list[Finding]:
     import selfchecks.keras
 
@@ -54,8 +56,12 @@ def overhead_keras(quick: bool) -> list[Finding]:
 def overhead_llama2(quick: bool) -> list[Finding]:
     import selfchecks.llama
 
-    ratios = selfchecks.llama.loop_ratios(pairs=pairs_of(quick))
-    return [median_at_least("LLM generation / bare llama_cpp loop", ratios, 0.98)]
+    pairs = pairs_of(quick)
+    loop, shuffled = selfchecks.llama.loop_ratios(pairs), selfchecks.llama.shuffle_ratios(pairs)
+    return [
+        median_at_least("LLM generation / bare llama_cpp loop", loop, 0.98),
+        median_off_by("LLM, shuffled weights / as they were, off by", shuffled, 5),
+    ]
 
 
 def overhead_mlx(quick: bool) -> list[Finding]:
@@ -68,6 +74,27 @@ def overhead_mlx(quick: bool) -> list[Finding]:
             "MLX generation / mlx_lm.benchmark's", selfchecks.mlx.generation_ratios(pairs), 0.98
         ),
     ]
+
+
+def overhead_tabular(quick: bool) -> list[Finding]:
+    import selfchecks.tabular
+
+    pairs, threads = pairs_of(quick), fits.use_threads("all")
+    boosted, scores = selfchecks.tabular.xgboost_ratios(100_000, pairs, threads)
+    histograms = selfchecks.tabular.histogram_ratios(100_000, pairs, threads)
+    return [
+        median_at_least("XGBoost fit / bare fit", boosted, 0.98),
+        at_most("its AUC, apart from the bare fit's", abs(scores[0] - scores[1]), 0.002, "AUC"),
+        median_at_least("HistGradientBoosting fit / bare fit", histograms, 0.98),
+    ]
+
+
+def overhead_onnx(quick: bool) -> list[Finding]:
+    import selfchecks.onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        ratios = selfchecks.onnx.timing_ratios(Path(folder), pairs_of(quick))
+    return [median_at_least("ONNX inference / bare loop", ratios, 0.98)]
 
 
 def pairs_of(quick: bool) -> int:
@@ -84,17 +111,7 @@ def clock(quick: bool) -> list[Finding]:
 
 
 def judge_clock(ratios: list[float]) -> Finding:
-    """How many percent the median of `reported_over_true` is off."""
-    median, low, high = median_interval(ratios)
-    ends = 100 * abs(low - 1), 100 * abs(high - 1)
-    nearest = 0.0 if low <= 1 <= high else min(ends)
-    return at_most(
-        "clock's rate beside a stopwatch's, off by",
-        100 * abs(median - 1),
-        3,
-        "%",
-        interval=(nearest, max(ends)),
-    )
+    return median_off_by("clock's rate beside a stopwatch's, off by", ratios, 3)
 
 
 def resnet50_step(batch_size: int = BATCH_SIZE, image_size: int = 32):
@@ -249,6 +266,7 @@ def pipeline_food101(quick: bool) -> list[Finding]:
 
     pictures = 512 if quick else 2048
     rows = selfchecks.food101.synthetic_rows(pictures)
+    decoding = selfchecks.food101.decoding_ratios()
     loader = selfchecks.food101.our_loader(rows)
     shares = selfchecks.food101.pipeline_shares(rows, loader, pairs=6)
     delivered = pictures / timed(lambda: selfchecks.food101.consume(loader))
@@ -256,6 +274,7 @@ def pipeline_food101(quick: bool) -> list[Finding]:
     return [
         median_at_least("Food101 loader / (JPEG decoding x cores)", shares, 0.85),
         at_least("Food101 loader / what the device trains", delivered / eaten, 1),
+        median_off_by("decoding, synthetic photographs / real ones, off by", decoding, 10),
     ]
 
 
@@ -368,10 +387,11 @@ def matrix_product(precision: str, size: int):
 CHECKS = [
     overhead_pytorch,
     overhead_trainer,
-    overhead_tensorflow,
     overhead_keras,
     overhead_llama2,
     overhead_mlx,
+    overhead_tabular,
+    overhead_onnx,
     clock,
     long_run,
     pipeline_cifar100,

@@ -56,3 +56,11 @@ def median_at_least(check: str, ratios: list[float], target: float) -> Finding:
     """Judges the median of ratios that were measured one after another."""
     median, *interval = median_interval(ratios)
     return at_least(check, median, target, interval=tuple(interval))
+
+
+def median_off_by(check: str, ratios: list[float], percent: float) -> Finding:
+    """Judges by how many percent the median of such ratios is off 1."""
+    median, low, high = median_interval(ratios)
+    ends = 100 * abs(low - 1), 100 * abs(high - 1)
+    nearest = 0.0 if low <= 1 <= high else min(ends)
+    return at_most(check, 100 * abs(median - 1), percent, "%", interval=(nearest, max(ends)))

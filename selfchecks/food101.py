@@ -1,12 +1,8 @@
 """What Food101's input pipeline delivers without a model: ratios of things measured in one run.
 
-    python -m selfchecks.food101
-
 Share: pictures per second of the scripts' loader, over the number of its workers times the rate of
-decoding and resizing alone in one thread. PIL: the same loader against the usual one of as many
-workers (`datasets` decodes with PIL, torchvision's Resize, ToTensor and Normalize). Decoding: time
-per pixel of the synthetic photographs, over that of two real ones of the same quality and about as
-many bits per pixel.
+decoding and resizing alone in one thread. Decoding: time per pixel of the synthetic photographs,
+over that of two real ones of the same quality and about as many bits per pixel.
 """
 
 import argparse
@@ -16,34 +12,15 @@ import statistics
 
 import PIL.Image
 import torch
-from datasets import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 
 import harness.twins.photographs
 from harness import food101
-from selfchecks.pairs import in_words, interleaved_ratios
+from selfchecks.pairs import interleaved_ratios
 
 BATCH_SIZE = 32
 SIDE = food101.SIDE
-
-
-class PerImage(Dataset):
-    """The same rows, one at a time, decoded and resized the way most tutorials do it."""
-
-    def __init__(self, rows):
-        self.rows = rows
-        self.transform = Compose(
-            [Resize((SIDE, SIDE)), ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]
-        )
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        row = self.rows[index]
-        return self.transform(row["image"].convert("RGB")), row["label"]
 
 
 def synthetic_rows(count: int):
@@ -76,21 +53,6 @@ def pipeline_shares(rows, loader: DataLoader, pairs: int = 9) -> list[float]:
     with one_thread():
         ratios = interleaved_ratios(lambda: consume(loader), decode_and_resize, pairs)
     return [ratio / loader.num_workers for ratio in ratios]
-
-
-def pil_ratios(rows, loader: DataLoader, pairs: int = 9) -> list[float]:
-    """Of interleaved pairs, rate of `rows`' loader over that of the usual PIL pipeline.
-
-    Both have as many workers.
-    """
-    usual = DataLoader(
-        PerImage(rows.with_format(None).cast_column("image", Image())),
-        BATCH_SIZE,
-        shuffle=True,
-        num_workers=loader.num_workers,
-        persistent_workers=True,
-    )
-    return interleaved_ratios(lambda: consume(loader), lambda: consume(usual), pairs)
 
 
 def decoding_ratios(pairs: int = 15) -> list[float]:
@@ -144,15 +106,3 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    rows = synthetic_rows(4096)
-    loader = our_loader(rows)
-    shares = in_words(pipeline_shares(rows, loader))
-    print(f"pipeline over workers x decoding: {shares} (target 0.85)", flush=True)
-    print(f"pipeline over PIL's: {in_words(pil_ratios(rows, loader))} (target 2.5)", flush=True)
-    print(f"decoding, synthetic over real: {in_words(decoding_ratios())} (target 0.9 to 1.1)")

@@ -1,7 +1,5 @@
 """What the Keras protocol costs on each backend: ratios of two things measured in one run.
 
-    python -m selfchecks.keras
-
 `model.fit` under the clock against plain `model.fit` without callbacks, in interleaved pairs, each
 backend in a process of its own.
 """
@@ -15,7 +13,7 @@ import keras_test_nlp as nlp
 from harness.clock import Clock
 from harness.frameworks import keras
 from harness.process import run_in_fresh_process, value_of
-from selfchecks.pairs import in_words, interleaved_ratios
+from selfchecks.pairs import interleaved_ratios
 
 OPTIONS = argparse.Namespace(
     device="cpu", precision="fp32", compile=False, seed=1, **nlp.EXPERIMENT.model_flags
@@ -53,11 +51,3 @@ def ratios_by_backend(pairs: int = 30):
     """Yields each backend that is installed, with its ratios."""
     for backend in filter(importlib.util.find_spec, nlp.BACKENDS):
         yield backend, value_of(run_in_fresh_process(loop_ratios, backend, pairs))
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    for name, ratios in ratios_by_backend():
-        print(f"{name}, training loop: {in_words(ratios)} (target 0.98)", flush=True)

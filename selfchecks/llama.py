@@ -1,13 +1,9 @@
 """What the LLM protocol costs, and whether random weights are as fast as others: two ratios.
 
-    python -m selfchecks.llama
-    python -m selfchecks.llama --path_to_gguf_model=llama-2-7b-chat.Q4_0.gguf
-
 Loop: the script's timed generation against a bare loop over llama.cpp's C functions, with the same
 model, prompt, sampler and number of tokens. Shuffle: a model against its copy whose blocks of
-weights are shuffled within every matrix. Both interleaved. Without a model a small synthetic one is
-written into a temporary directory; the one to be shuffled gets normally distributed weights,
-quantized as real ones are.
+weights are shuffled within every matrix. Both interleaved, with a small synthetic model; the one to
+be shuffled gets normally distributed weights, quantized as real ones are.
 """
 
 import argparse
@@ -20,10 +16,9 @@ import gguf
 import llama_cpp
 import numpy as np
 
-from harness.arguments import CommandLine, path_name
 from harness.frameworks import llama, llama_bench, llama_text
 from harness.twins.gguf import Architecture, tensors, write_twin
-from selfchecks.pairs import in_words, interleaved_ratios
+from selfchecks.pairs import interleaved_ratios
 
 SMALL = Architecture("small.Q4_0", 4, 2048, 5632, 16, 16, 32000, 2048, rms_epsilon=1e-6)
 QUESTION = "How does a kettle know that the water boils? Explain it step by step."
@@ -106,12 +101,9 @@ def bare_generation(context, prompt: list[int]) -> None:
     llama_cpp.llama_sampler_free(chain)
 
 
-def loop_ratios(pairs: int, path: Path | None = None) -> list[float]:
+def loop_ratios(pairs: int) -> list[float]:
     """Of interleaved pairs, seconds of the bare loop divided by the script's own."""
-    if path is None:
-        with small_model() as path:
-            return loop_ratios(pairs, path)
-    with loaded(path) as context:
+    with small_model() as path, loaded(path) as context:
         prompt = llama_text.prompt_tokens(context.llm, QUESTION)
         return interleaved_ratios(
             lambda: llama_text.generate(context, prompt, TOKENS, SEED, TEMPERATURE),
@@ -120,14 +112,11 @@ def loop_ratios(pairs: int, path: Path | None = None) -> list[float]:
         )
 
 
-def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
+def shuffle_ratios(pairs: int) -> list[float]:
     """Of interleaved pairs, seconds of the shuffled copy divided by those of the model."""
-    if path is None:
-        with small_model() as path:
-            fill_with_normal_weights(path)
-            return shuffle_ratios(pairs, path)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = shuffled_copy(path, Path(folder))
+    with small_model() as path:
+        fill_with_normal_weights(path)
+        copy = shuffled_copy(path, path.parent)
         with loaded(path) as original, loaded(copy) as shuffled:
             # The same tokens for both, whatever they would answer.
             return interleaved_ratios(
@@ -135,16 +124,3 @@ def shuffle_ratios(pairs: int, path: Path | None = None) -> list[float]:
                 lambda: llama_bench.measure(shuffled, "tg128", {}),
                 pairs,
             )
-
-
-if __name__ == "__main__":
-    parser = CommandLine(__doc__)
-    parser.add_argument(
-        "--path_to_gguf_model", type=path_name, help="default: a small synthetic one"
-    )
-    parser.add_argument("--pairs", type=int, default=30, help="default: %(default)s")
-    options = parser.parse_args()
-    loop = loop_ratios(options.pairs, options.path_to_gguf_model)
-    print(f"generation: {in_words(loop)} (target 0.98)", flush=True)
-    shuffle = shuffle_ratios(options.pairs, options.path_to_gguf_model)
-    print(f"shuffled weights: {in_words(shuffle)} (target 0.95 to 1.05)")

@@ -1,11 +1,8 @@
 """What the MLX protocol costs: ratios of two things measured in one run, interleaved.
 
-    python -m selfchecks.mlx
-
 Loop: the shared training loop with its clock, against a bare one as mlx-examples has it, which
-evaluates the whole state after every step. Asynchronous: the shared loop, against itself with a
-step that waits for the device. Generation: the LLM script's timed answer, against the loop that
-`mlx_lm.benchmark` times, with a small synthetic model and the same prompt.
+evaluates the whole state after every step. Generation: the LLM script's timed answer, against the
+loop that `mlx_lm.benchmark` times, with a small synthetic model and the same prompt.
 """
 
 import argparse
@@ -22,7 +19,7 @@ from harness.frameworks import mlx
 from harness.models.small_transformer_mlx import SmallTransformer
 from harness.twins.gguf import Architecture
 from harness.twins.mlx_llama import write_twin
-from selfchecks.pairs import in_words, interleaved_ratios
+from selfchecks.pairs import interleaved_ratios
 
 LENGTH, WORDS = 32, 1000
 SMALL_LLAMA = Architecture("small", 2, 128, 256, 4, 4, 700, 2048, rms_epsilon=1e-5)
@@ -65,21 +62,10 @@ def bare_step():
     return step, state
 
 
-def shared_epoch(batch_size: int, steps: int, batches, wait: bool = False):
-    """A function that trains an epoch with the script's own loop.
-
-    Args:
-        wait: every step waits for the device.
-    """
-
-    class Waiting(mlx.Training):
-        def step(self, batch):
-            loss = super().step(batch)
-            self.synchronize()
-            return loss
-
-    kind = Waiting if wait else mlx.Training
-    training = kind(small_model(), loss_function, adam(), batches, mlx.Device("cpu"), OPTIONS)
+def shared_epoch(batch_size: int, steps: int, batches):
+    """A function that trains an epoch with the script's own loop."""
+    device = mlx.Device("cpu")
+    training = mlx.Training(small_model(), loss_function, adam(), batches, device, OPTIONS)
 
     def epoch():
         training.run(Clock(batch_size, batch_size * steps, 1, training.synchronize))
@@ -99,14 +85,6 @@ def loop_ratios(batch_size: int = 8, steps: int = 10, pairs: int = 30) -> list[f
             mx.eval(state)
 
     return interleaved_ratios(shared_epoch(batch_size, steps, batches), bare, pairs)
-
-
-def asynchronous_ratios(batch_size: int = 8, steps: int = 10, pairs: int = 30) -> list[float]:
-    """Of interleaved pairs, seconds where every step waits divided by the script's own."""
-    mlx.start(OPTIONS)
-    batches = random_batches(batch_size, steps)
-    shared = partial(shared_epoch, batch_size, steps, batches)
-    return interleaved_ratios(shared(), shared(wait=True), pairs)
 
 
 def generation_ratios(pairs: int = 30, prompt: int = 8, tokens: int = 8) -> list[float]:
@@ -133,12 +111,3 @@ def generation_ratios(pairs: int = 30, prompt: int = 8, tokens: int = 8) -> list
         mlx_lm.generate(model, tokenizer, asked, tokens, seed=1, temperature=0.0)
 
     return interleaved_ratios(ours, bare, pairs)
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    print(f"training loop: {in_words(loop_ratios())} (target 0.98)", flush=True)
-    print(f"asynchronous / waiting: {in_words(asynchronous_ratios())}", flush=True)
-    print(f"generation: {in_words(generation_ratios())} (target 0.98)")

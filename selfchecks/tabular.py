@@ -1,7 +1,5 @@
 """What measuring costs tabular fits: ratios of two things measured in one run, interleaved.
 
-    python -m selfchecks.tabular
-
 XGBoost, HistGradientBoosting: `fit_seconds` of our own fit against the bare call of the same work,
 and how far their AUC lie apart.
 """
@@ -9,12 +7,10 @@ and how far their AUC lie apart.
 import argparse
 import time
 
-import numpy as np
-
 import sklearn_test_tabular
 import xgboost_test_tabular
-from harness import airline, fits
-from selfchecks.pairs import in_words
+from harness import airline
+from selfchecks.pairs import interleaved_ratios
 
 
 def options(**flags) -> argparse.Namespace:
@@ -22,18 +18,9 @@ def options(**flags) -> argparse.Namespace:
     return argparse.Namespace(**{**chosen, **flags})
 
 
-def ratios(ours, bare, pairs: int) -> list[float]:
-    """Of interleaved pairs, the seconds of `bare` divided by the `fit_seconds` that ours says.
-
-    The two take turns in going first.
-    """
-    bare(), ours()
-    found = []
-    for pair in range(pairs):
-        order = (bare, ours) if pair % 2 else (ours, bare)
-        seconds = {side: side() for side in order}
-        found.append(seconds[bare] / seconds[ours])
-    return found
+def seconds_of(side) -> float:
+    """Each side says itself how long its fit took."""
+    return side()
 
 
 def xgboost_ratios(rows: int, pairs: int, threads: int) -> tuple[list[float], list[float]]:
@@ -57,7 +44,7 @@ def xgboost_ratios(rows: int, pairs: int, threads: int) -> tuple[list[float], li
         models["bare"] = xgboost.train(parameters, matrix, num_boost_round=100)
         return time.perf_counter() - start
 
-    found = ratios(ours, bare, pairs)
+    found = interleaved_ratios(ours, bare, pairs, seconds_of)
     late = table.held_out_labels
     scores = [predict(model, table.held_out_features) for model in models.values()]
     return found, [roc_auc_score(late, score) for score in scores]
@@ -78,18 +65,4 @@ def histogram_ratios(rows: int, pairs: int, threads: int) -> list[float]:
         model.fit(table.features, table.labels)
         return time.perf_counter() - start
 
-    return ratios(ours, bare, pairs)
-
-
-def main() -> None:
-    threads = fits.thread_count("all")
-    for rows, pairs in ((100_000, 12), (1_000_000, 6)):
-        found, scores = xgboost_ratios(rows, pairs, threads)
-        auc = f"AUC {scores[0]:.4f}, {np.ptp(scores):.4f} apart"
-        print(f"XGBoost, {rows:,} rows: {in_words(found)}; {auc}", flush=True)
-    found = histogram_ratios(100_000, 12, threads)
-    print(f"HistGradientBoosting, 100,000 rows: {in_words(found)}")
-
-
-if __name__ == "__main__":
-    main()
+    return interleaved_ratios(ours, bare, pairs, seconds_of)

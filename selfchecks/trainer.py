@@ -1,22 +1,15 @@
 """What the NLP protocol costs: ratios of two things measured in one run, interleaved.
 
-    python -m selfchecks.trainer
-
-Loader: the twin's batches padded by the script, against Transformers' DataCollatorWithPadding.
-Loop: a small DistilBERT trained by Trainer with the shared clock, against the same without it.
+A small DistilBERT trained by Trainer with the shared clock, against the same without it.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 
 import torch
-import transformers
 from datasets import Dataset
 from transformers import (
-    BertTokenizer,
-    DataCollatorWithPadding,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     PrinterCallback,
@@ -27,7 +20,7 @@ import harness.frameworks.trainer
 import pytorch_test_nlp as script
 from harness.clock import Clock
 from harness.frameworks import pytorch
-from selfchecks.pairs import in_words, interleaved_ratios
+from selfchecks.pairs import interleaved_ratios
 
 CPU = torch.device("cpu")
 OPTIONS = argparse.Namespace(
@@ -35,12 +28,10 @@ OPTIONS = argparse.Namespace(
 )
 
 
-def make_trainer(
-    model, dataset, batch_size: int, scratch: str, collate=script.pad, kind=Trainer
-) -> Trainer:
+def make_trainer(model, dataset, batch_size: int, scratch: str, kind=Trainer) -> Trainer:
     """A Trainer of `model` on `dataset` with the script's arguments, silent."""
     arguments = harness.frameworks.trainer.training_arguments(batch_size, OPTIONS, CPU, scratch)
-    trainer = kind(model, arguments, data_collator=collate, train_dataset=dataset)
+    trainer = kind(model, arguments, data_collator=script.pad, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -72,33 +63,13 @@ def loop_ratios(pairs: int = 30, batch_size: int = 8, steps: int = 30) -> list[f
     return interleaved_ratios(with_clock, bare, pairs)
 
 
-def loader_rate(batch_size: int = 32, samples: int = 4096, collate=script.pad) -> float:
+def loader_rate(batch_size: int, samples: int) -> float:
     """Reviews of the twin per second that Trainer's loader gathers and pads, without a model."""
     dataset = script.load_tokens(OPTIONS, "train").select(range(samples))
-    if collate is not script.pad:
-        dataset = dataset.with_format(None)
     with tempfile.TemporaryDirectory() as scratch:
-        loader = make_trainer(small_distilbert(), dataset, batch_size, scratch, collate)
+        loader = make_trainer(small_distilbert(), dataset, batch_size, scratch)
         batches = iter(loader.get_train_dataloader())
     next(batches)
     start = time.perf_counter()
     reviews = sum(len(batch["labels"]) for batch in batches)
     return reviews / (time.perf_counter() - start)
-
-
-def loader_ratio(batch_size: int = 32, rounds: int = 3) -> float:
-    """Median over rounds of the script's loading rate divided by that of Transformers' collator."""
-    tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}, model_max_length=512)
-    usual = DataCollatorWithPadding(tokenizer)
-    return statistics.median(
-        loader_rate(batch_size) / loader_rate(batch_size, collate=usual) for _ in range(rounds)
-    )
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    transformers.logging.set_verbosity_error()
-    print(f"loader: {loader_ratio():.2f} (target 1)", flush=True)
-    print(f"training loop: {in_words(loop_ratios())} (target 0.98)")

@@ -10,6 +10,7 @@ from planted_checks import crash, fine, missed
 from test_clock import FakeDevice
 
 import harness.clock
+import harness.windows
 import pytorch_test_computer_vision_cifar100 as cifar100
 import selfcheck
 import selfchecks.checks
@@ -91,7 +92,7 @@ def windows(rates):
 def test_too_narrow_interval_is_noticed(monkeypatch):
     quiet = windows(np.random.default_rng(0).normal(80, 2, size=200))
     assert [f.verdict for f in selfchecks.checks.judge_slices(quiet)] == ["ok", "", "ok"]
-    honest = harness.clock.steady_rate
+    honest = harness.windows.steady_rate
 
     def too_narrow(windows):
         rate, half_width = honest(windows)
