@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.arguments import CommandLine, path_name
+from harness.columns import COLUMN, TEXTS, Column, later_columns
 from harness.experiment import Experiment
 from harness.private import named_homes
 from harness.process import UsageError
@@ -28,46 +29,6 @@ from harness.results import UnreadableResults, read_rows
 from harness.startup import one_line_errors
 from harness.terminal import is_nonsense
 from reporting.experiments import find_experiments, of_file, results_files, why_unknown
-
-CHOICES = {
-    "status": {"ok", "out_of_memory", "killed", "error"},
-    "data": {"real", "synthetic"},
-    "precision": {"fp32", "bf16", "fp16", "int8"},
-}
-# Smallest and largest believable number of a column; from 0 on where none is given.
-RANGES = {
-    "batch_size": (1, 1e7),
-    "avg_time_per_epoch": (1e-6, 1e8),
-    "samples_per_second": (1e-6, 1e9),
-    "tokens_per_second": (1e-6, 1e7),
-    "prompt_tokens_per_second": (1e-6, 1e8),
-    "input_bound_percent": (-1e4, 100),
-    "communication_percent": (-1e4, 100),
-    "sustained_ratio": (0, 100),
-    "n_gpu_layers": (-1, 1e4),
-    "test_accuracy": (0, 1),
-    "memory_gb": (0.1, 1e5),
-    "peak_memory_gb": (0, 1e5),
-    "provider_flops_percent": (0, 100),
-    "provider_nodes_percent": (0, 100),
-    "unit_cost_percent": (0, 100),
-    "tflops_per_second": (0, 1e6),
-    "swap_written_gb": (-1e5, 1e5),
-    "train_loss": (-math.inf, math.inf),
-}
-# Columns that rows of earlier versions lack.
-LATER_COLUMNS = {
-    *("num_devices", "threads", "gpu_power_limit_watts", "thermal_state", "disturbance"),
-    *("thermal_protocol", "soak_seconds", "environment"),
-}
-# And those of language models.
-LATER_LLM_COLUMNS = {
-    *("tokens_per_second_each", "sustained_ratio", "bandwidth_gb_per_second", "bandwidth_percent"),
-    *("peak_memory_gb", "weights_gb", "kv_cache_gb", "compute_buffers_gb", "weights_on_gpu_gb"),
-    *("energy_joules_per_token", "average_power_watts", "description", "depth", "parallel"),
-    *("flash_attn_used", "questions_file", "system_prompt", "split_mode", "tensor_split"),
-    *("thermal_protocol", "soak_seconds"),
-}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -122,7 +83,7 @@ def check_results_file(path: Path) -> list[str]:
     except UnreadableResults as error:
         return [str(error)]
     if not any(row.get("project_version") for row in rows):
-        numbers = set(header) - set(experiment.text_columns)
+        numbers = set(header) - TEXTS - set(experiment.text_columns)
         return check_older(path, rows) + check_finite(rows, numbers)
     problems = check_header(experiment, header)
     if missing := [name for name in required_columns(experiment) if name not in header]:
@@ -150,8 +111,8 @@ def check_header(experiment: Experiment, header: list[str]) -> list[str]:
 
 def required_columns(experiment: Experiment) -> list[str]:
     """The columns that every version of the project wrote."""
-    later = LATER_COLUMNS | (LATER_LLM_COLUMNS if experiment.generations else set())
-    return [name for name in experiment.columns if name not in later]
+    later = later_columns("TLM" if experiment.generations else "TM")
+    return [name for name in experiment.header if name not in later]
 
 
 def check_name(path: Path, row: dict[str, str], experiment: Experiment, machine: str) -> list[str]:
@@ -174,12 +135,14 @@ def check_cells(row: dict[str, str], numbers: set[str], flags: set[str]) -> list
         except ValueError as error:
             problems.append(str(error))
             continue
-        if name in CHOICES and text not in CHOICES[name]:
+        column = COLUMN.get(name, Column(name, "", "", ""))
+        if column.choices and text not in column.choices:
             problems.append(f"{name} is {text!r}")
         if name in numbers and not math.isnan(value):
-            low, high = RANGES.get(name, (0, 1e15))
-            if not low <= value <= high:
-                problems.append(f"{name} is {text}, not in {low:g} to {high:g}")
+            if not column.low <= value <= column.high:
+                problems.append(f"{name} is {text}, not in {column.low:g} to {column.high:g}")
+            elif column.unit == "count" and value % 1:
+                problems.append(f"{name} is {text}, not a whole number")
     if not re.fullmatch(r"\d+\.\d+\.\d+", row["project_version"]):
         problems.append(f"project_version is {row['project_version']!r}")
     if homes := named_homes(row["error"]):

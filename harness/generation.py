@@ -18,82 +18,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.columns import columns_of
 from harness.disturbance import OTHERS_PERCENT
 from harness.endings import BROKEN_HEAP, is_out_of_memory
 from harness.experiment import Speed
 from harness.nvidia import driver_version, has_card
 from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
-from harness.results import MACHINE_COLUMNS
 from harness.soak import Soak
 from harness.terminal import Progress, disturbances
 from harness.windows import student_t
 
-COLUMNS = [
-    "question",
-    "question_iter",
-    "total_time",
-    "answer",
-    "answer_char_len",
-    "chars_per_second",
-    "answer_token_len",
-    "tokens_per_second",
-    "prompt_token_len",
-    "prompt_tokens_per_second",
-    "time_to_first_token",
-    "outside_model_percent",
-    "tokens_per_second_each",
-    "sustained_ratio",
-    "bandwidth_gb_per_second",
-    "bandwidth_percent",
-    "peak_memory_gb",
-    "weights_gb",
-    "kv_cache_gb",
-    "compute_buffers_gb",
-    "energy_joules_per_token",
-    "average_power_watts",
-    "status",
-    "error",
-    "data",
-    "model",
-    "architecture",
-    "description",
-    "parameters",
-    "quantization",
-    "file_size_gb",
-    "depth",
-    "parallel",
-    "max_tokens",
-    "n_ctx",
-    "n_gpu_layers",
-    "layers_on_gpu",
-    "layers",
-    "split_mode",
-    "tensor_split",
-    "weights_on_gpu_gb",
-    "n_threads",
-    "flash_attn",
-    "flash_attn_used",
-    "seed",
-    "temperature",
-    "questions_file",
-    "system_prompt",
-    "thermal_protocol",
-    "soak_seconds",
-    *MACHINE_COLUMNS,
-]
-
-TEXT_COLUMNS = (
-    "question",
-    "answer",
-    "model",
-    "architecture",
-    "description",
-    "quantization",
-    "flash_attn_used",
-    "questions_file",
-    "system_prompt",
-)
+COLUMNS = list(columns_of("LM"))
+TEXT_COLUMNS = ()
 SPEEDS = (
     Speed("tokens_per_second", "tokens/s", "tokens per second", "text generation", True),
     Speed("prompt_tokens_per_second", "tokens/s", "tokens per second", "prompt", True, "prompt"),

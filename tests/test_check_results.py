@@ -10,7 +10,8 @@ import result_files as files
 
 import check_results
 from harness import PROJECT_VERSION
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"

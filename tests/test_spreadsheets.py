@@ -6,8 +6,9 @@ import pytest
 import result_files as files
 
 import check_results
+from harness.columns import COLUMNS
 from harness.private import without_names
-from harness.results import COLUMNS, UnreadableResults, append_row, read_rows
+from harness.results import UnreadableResults, append_row, read_rows
 from reporting.tables import load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"

@@ -8,9 +8,10 @@ import pytest
 import result_files as files
 
 import compare_results
+from harness.columns import COLUMNS
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
-from harness.results import COLUMNS, append_row, read_rows
+from harness.results import append_row, read_rows
 from harness.results import write_rows as write_csv
 from reporting.experiments import find_experiments, of_file
 from reporting.page import page_data
