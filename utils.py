@@ -171,6 +171,6 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
                 continue  # machine 0 has the numbers, and writes them
             rows.append(row)
             files.append(save(path, row, experiment.header))
-            report(experiment, row)
+            report(experiment, row | experiment.scaling(row, saved))
         summarize(experiment, rows, [file for file in dict.fromkeys(files) if file])
     sys.exit(any(failed(row) for row in rows) or any(file != path for file in files))

@@ -13,6 +13,7 @@ GROUPS = {
     "I": "inference",
     "M": "all",  # every row ends with these
     "R": "several devices",  # training together
+    "C": "computed where rows are read",  # older files have it
     "": "some",  # an experiment of its own, or older files only
 }
 
@@ -98,7 +99,7 @@ TABLE = [
            "device can do (MFU)", 0, 1e6),
     Column("bandwidth_gb_per_second", "l", "GB/s", "what generation read: the weights in use and "
            "the cache, for every token"),
-    Column("bandwidth_percent", "l", "%", "its share of the memory bandwidth that `selfcheck.py` "
+    Column("bandwidth_percent", "C", "%", "its share of the memory bandwidth that `selfcheck.py` "
            "measured (a STREAM triad of all cores, or of the GPU): near 100 a faster processor "
            "would not help"),
     Column("peak_memory_gb", "TlSXI", "GB", "on a GPU the framework's peak allocation after the "
@@ -204,8 +205,8 @@ TABLE = [
     Column("communication_percent", "R", "%", "share of a step, without loading, that averaging "
            "the gradients takes, measured with and without it", -1e4, 100),
     Column("gradient_gb", "R", "GB", "what is averaged"),
-    Column("scaling_efficiency_percent", "R", "%", "of so many times this machine's own rate of "
-           "one device"),
+    Column("scaling_efficiency_percent", "C", "%", "of several devices: their rate over so many "
+           "times this machine's own of one"),
     Column("loader_workers", "", "count", "processes that load data (Food101)"),
     Column("weights", "", "text", "of DistilBERT: `pretrained` or `random`"),
     Column("transformers", "", "text", "its version (DistilBERT)"),

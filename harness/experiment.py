@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.columns import COLUMNS, CONFIGURATION, DEFAULTS, columns_of
-from harness.results import to_cell
+from harness.disturbance import disturbed
+from harness.results import number_of, to_cell
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Experiment:
     def known_columns(self) -> set[str]:
         """Every column that a row of this experiment may have."""
         own = [*self.header, *self.extra_columns, *self.model_flags]
-        return {*own, *columns_of("TMR")}
+        return {*own, *columns_of("TMRC")}
 
     @property
     def results_folder(self) -> str:
@@ -150,6 +151,29 @@ class Experiment:
         """What a row measures: two that agree in it measure the same thing."""
         known = row | self.settings(row)
         return {name: to_cell(known.get(name)) for name in self.configured}
+
+    def scaling(self, row: dict, others: list[dict]) -> dict:
+        """How near a row of several devices comes to so many times its machine's row of one, in %.
+
+        Args:
+            others: rows of the machine, the oldest first.
+        """
+        devices, rate = number_of(row.get("num_devices")), number_of(row.get("samples_per_second"))
+        if row["status"] != "ok" or not (devices > 1 and rate > 0):
+            return {}
+        wanted = self.configuration(row | {"num_devices": 1})
+        alike = [
+            other
+            for other in others
+            if other.get("status") == "ok"
+            and number_of(other.get("samples_per_second")) > 0
+            and self.configuration(other) == wanted
+        ]
+        if not alike:
+            return {}
+        best = sorted(alike, key=disturbed, reverse=True)[-1]  # the newest that nobody disturbed
+        of_one = number_of(best["samples_per_second"])
+        return {"scaling_efficiency_percent": 100 * rate / (devices * of_one)}
 
     def test(self, row: dict, speed: Speed) -> str:
         """What a number of a row is called in tables, such as `batch 32`."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.bandwidth import measured_bandwidth
 from harness.columns import columns_of
 from harness.disturbance import OTHERS_PERCENT
 from harness.endings import BROKEN_HEAP, is_out_of_memory
@@ -244,7 +245,8 @@ def summarize(rows: list[dict], path: Path) -> None:
             mean, half_width = mean_and_interval(values)
             interval = "" if half_width is None else f" +/- {half_width:.3g}"
             print(f"{name:<27}{mean:>9.4g}{interval} {unit} ({len(values)} rows)")
-    for verdict in verdicts(rows):
+    bandwidth = measured_bandwidth(path.parents[1], rows[0].get("machine")) if rows else None
+    for verdict in verdicts(rows, bandwidth):
         print(verdict)
     print(f"\nResults: {path}")
 
@@ -262,8 +264,12 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), student_t(len(values)) * error
 
 
-def verdicts(rows: list[dict]) -> list[str]:
-    """Plain sentences on what a reader must know about the numbers."""
+def verdicts(rows: list[dict], bandwidth: float | None = None) -> list[str]:
+    """Plain sentences on what a reader must know about the numbers.
+
+    Args:
+        bandwidth: GB/s of the machine's memory, where selfcheck measured it.
+    """
     found = []
     outside = mean_of(rows, "outside_model_percent", "answers")
     if (outside or 0) > 5:
@@ -272,8 +278,8 @@ def verdicts(rows: list[dict]) -> list[str]:
             "the model; tokens per second leave it out"
         )
     read = mean_of(rows, "bandwidth_gb_per_second", "tg128")
-    share = mean_of(rows, "bandwidth_percent", "tg128")
-    if read and share:
+    if read and bandwidth:
+        share = 100 * read / bandwidth
         limit = "near its limit" if share > 70 else "memory is not what limits it"
         found.append(
             f"generating read {read:.3g} GB/s, {share:.0f} % of the bandwidth of memory that "

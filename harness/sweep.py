@@ -18,10 +18,10 @@ from tqdm import tqdm
 from harness import PROJECT_VERSION
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
-from harness.disturbance import Times, disturbed, other_load_percent
+from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
 from harness.process import FreshProcess, UserError, value_of
-from harness.results import append_row, number_of
+from harness.results import append_row
 from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
@@ -120,29 +120,9 @@ def measured_rows(
         progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
         row = measure_point(point, options, facts, measure, progress, process)
         process = None
-        row |= scaling(experiment, row, saved)
         if memory_ran_out(row) and not size.choices:
             too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
         yield row
-
-
-def scaling(experiment: Experiment, row: dict, saved: list[dict]) -> dict:
-    """How near a row of several devices comes to so many times this machine's row of one, in %."""
-    devices = row.get("num_devices") or 1
-    if devices == 1 or row["status"] != "ok" or not row.get("samples_per_second"):
-        return {}
-    wanted = experiment.configuration(row | {"num_devices": 1})
-    alike = [
-        old
-        for old in saved
-        if number_of(old.get("samples_per_second")) > 0
-        and good_rows(experiment, [old], wanted, whole=False)
-    ]
-    if not alike:
-        return {}
-    best = sorted(alike, key=disturbed, reverse=True)[-1]  # the newest that nobody disturbed
-    percent = 100 * row["samples_per_second"] / (devices * number_of(best["samples_per_second"]))
-    return {"scaling_efficiency_percent": percent}
 
 
 def facts_of(point: dict, facts: dict) -> dict:

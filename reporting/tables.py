@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.bandwidth import bandwidth_in
 from harness.columns import COLUMN, COLUMNS, FLAGS, TEXTS
 from harness.disturbance import disturbed
 from harness.experiment import Experiment
@@ -65,8 +66,9 @@ def load_results(results_dir: Path) -> Results:
             experiments.setdefault(experiment.chart, experiment)
             (generations if experiment.generations else measurements).extend(rows)
     geekbench = read_geekbench(results_dir / GEEKBENCH_FILE, problems)
-    peaks = read_peaks(results_dir / "selfcheck", problems)
+    peaks, bandwidths = read_selfchecks(results_dir / "selfcheck", problems)
     prices = read_prices(results_dir / PRICES_FILE, problems)
+    add_bandwidth_percent(generations, bandwidths)
     name_unusual(measurements + generations, experiments)
     return Results(
         experiments,
@@ -113,6 +115,8 @@ def read_file(
                 problems.append(f"{path}: row {line}: started_at is {started!r}, {changed}")
         except ValueError as error:
             problems.append(f"{path}: row {line}: {error}")
+    if not experiment.generations:
+        rows = [row | experiment.scaling(row, rows) for row in rows]
     return experiment, rows
 
 
@@ -329,15 +333,29 @@ def read_prices(path: Path, problems: list[str]) -> dict[str, dict]:
     return prices
 
 
-def read_peaks(folder: Path, problems: list[str]) -> dict[str, dict[str, float]]:
-    """What selfcheck measured as each machine's best matrix product, in TFLOP/s per precision."""
-    peaks = {}
+def read_selfchecks(folder: Path, problems: list[str]) -> tuple[dict, dict]:
+    """What selfcheck measured of each machine.
+
+    Returns:
+        The best matrix product in TFLOP/s per precision, and GB/s of the memory where known.
+    """
+    peaks, bandwidths = {}, {}
     for path in sorted(folder.glob("*.json")):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             measured = report["peak_tflops_measured"]
             known = {name: peak for name, peak in measured.items() if peak and math.isfinite(peak)}
             peaks[report["machine"]] = known
+            bandwidths[report["machine"]] = bandwidth_in(report) or math.nan
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{path}: not a report of selfcheck.py")
-    return peaks
+    return peaks, bandwidths
+
+
+def add_bandwidth_percent(rows: list[dict], bandwidths: dict[str, float]) -> None:
+    """Say which share of its machine's bandwidth a row read; an older file's is kept without."""
+    for row in rows:
+        percent = 100 * row.get("bandwidth_gb_per_second", math.nan)
+        percent /= bandwidths.get(row["machine"], math.nan)
+        if percent > 0:
+            row["bandwidth_percent"] = percent
