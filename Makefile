@@ -9,7 +9,7 @@ PROCESSES ?= 2
 PY := .venv/bin/python
 READY := .venv/.installed
 
-.PHONY: env quickstart test lint style lock report page check-results
+.PHONY: env quickstart test lint style docs lock report page check-results
 
 env: $(READY)
 
@@ -55,6 +55,10 @@ lint: $(READY)
 style: $(READY)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# The table of columns in docs/numbers.md, from harness/columns.py.
+docs: $(READY)
+	$(PY) -m reporting.columns_table
 
 # The universal lock: MACOSX_DEPLOYMENT_TARGET because torch's macOS wheels need macOS 14.
 lock: $(READY)

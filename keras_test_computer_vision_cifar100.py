@@ -45,7 +45,6 @@ EXPERIMENT = utils.Experiment(
     samples=SAMPLES,
     classes=NUM_CLASSES,
     quick={"backends": "jax", "batch_sizes": "32"},
-    columns=("keras_backend", *utils.COLUMNS),
 )  # fmt: skip
 
 

@@ -55,7 +55,6 @@ EXPERIMENT = utils.Experiment(
         "maxlen": 200,
         "vocab_size": 20_000,
     },
-    columns=("keras_backend", *utils.COLUMNS),
 )  # fmt: skip
 
 

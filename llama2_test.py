@@ -49,7 +49,6 @@ from harness.arguments import (
     whole_numbers,
 )
 from harness.awake import stay_awake
-from harness.bandwidth import measured_bandwidth
 from harness.environment import settle_environment
 from harness.frameworks import llama, llama_bench, llama_text
 from harness.generation import (
@@ -235,7 +234,6 @@ def measure_all(sender, options) -> list[Path | None]:
         require_saving(path)
     except UnreadableResults as error:
         raise utils.UserError(str(error)) from None
-    bandwidth = measured_bandwidth(options.results_dir, facts["machine"])
     announce(facts, options)
     if options.thermal_protocol == SUSTAINED:
         facts |= llama_bench.soak(llm, options)
@@ -245,8 +243,6 @@ def measure_all(sender, options) -> list[Path | None]:
     generated = False
     for row in tqdm(walk, desc="llama", total=len(options.plan), unit=" rows", disable=None):
         row = {**facts, **row}
-        if bandwidth and row.get("bandwidth_gb_per_second"):
-            row["bandwidth_percent"] = 100 * row["bandwidth_gb_per_second"] / bandwidth
         files.append(save(path, row, COLUMNS))
         sender.send(row)
         report(row)

@@ -61,19 +61,7 @@ EXPERIMENT = utils.Experiment(
         ),
     ),
     quick={"models": "mobilenetv3", "precisions": "fp32", "batch_sizes": "1"},
-    columns=(
-        "network", "provider", "precision", "batch_size",
-        "inferences_per_second", "inferences_per_second_ci95",
-        "latency_ms", "latency_p90_ms", "latency_p99_ms",
-        "first_inference_seconds", "load_seconds", "sustained_ratio", "runs_timed",
-        "peak_memory_gb", "swap_written_gb",
-        "energy_joules_per_inference", "average_power_watts",
-        "placement", "provider_flops_percent", "provider_nodes_percent", "partitions",
-        "unit_cost_percent", "cosine_similarity", "largest_relative_difference",
-        "gflop", "parameters", "status", "error", "data", "exporter",
-        *utils.MACHINE_COLUMNS,
-    ),
-    text_columns=("placement", "exporter"),
+    columns=utils.columns_of("IM"),
 )  # fmt: skip
 
 

@@ -39,7 +39,6 @@ EXPERIMENT = utils.Experiment(
     quick={"batch_sizes": "4"},
     switches={"evaluate": "test accuracy, after the clock has stopped"},
     extra_columns=("weights", "transformers", "test_accuracy"),
-    text_columns=("weights", "transformers"),
 )
 DATASET = "stanfordnlp/imdb"
 WEIGHTS = "distilbert/distilbert-base-uncased"

@@ -253,7 +253,7 @@ def newest_machine(options) -> str:
 
 def share(options) -> None:
     """Check the results, and bundle those of this machine."""
-    from check_results import check_folder
+    from reporting.check import check_folder
     from reporting.share import bundle
 
     _, problems = check_folder(options.results_dir)

@@ -46,10 +46,7 @@ EXPERIMENT = utils.Experiment(
     ),
     model_flags={"trees": 100, "depth": 10},  # of the forest; the boosting's iterations
     quick={"rows": "100_000"},
-    columns=(
-        "threads", "estimator", "rows", "fit_seconds", "fit_seconds_ci95",
-        "predict_seconds", "predict_seconds_ci95", "iterations", "trees", "depth", *fits.COLUMNS,
-    ),
+    columns=utils.columns_of("SM"),
 )  # fmt: skip
 CLUSTERS, KMEANS_ROUNDS = 8, 25
 COMPONENTS = 4

@@ -24,12 +24,13 @@ from harness.arguments import (
     whole_numbers,
 )
 from harness.awake import stay_awake
+from harness.columns import MACHINE_COLUMNS, columns_of
 from harness.environment import settle_environment
 from harness.experiment import Experiment, Speed, Varied, batch_sizes
 from harness.launch import require_script
 from harness.machine import other_load
 from harness.process import FreshProcess, UsageError, UserError
-from harness.results import COLUMNS, MACHINE_COLUMNS, read_rows
+from harness.results import read_rows
 from harness.startup import (
     one_line_errors,
     only_benchmark,
@@ -42,7 +43,6 @@ from harness.terminal import announce, report, summarize
 from harness.torchrun import on_ranks
 
 __all__ = [
-    "COLUMNS",
     "MACHINE_COLUMNS",
     "Experiment",
     "Speed",
@@ -50,6 +50,7 @@ __all__ = [
     "UserError",
     "Varied",
     "batch_sizes",
+    "columns_of",
     "sweep",
 ]
 
@@ -169,7 +170,7 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
             if getattr(options, "machine_rank", 0):
                 continue  # machine 0 has the numbers, and writes them
             rows.append(row)
-            files.append(save(path, row, experiment.columns))
-            report(experiment, row)
+            files.append(save(path, row, experiment.header))
+            report(experiment, row | experiment.scaling(row, saved))
         summarize(experiment, rows, [file for file in dict.fromkeys(files) if file])
     sys.exit(any(failed(row) for row in rows) or any(file != path for file in files))

@@ -41,13 +41,7 @@ EXPERIMENT = utils.Experiment(
     ),
     model_flags={"library": ("xgboost", "lightgbm"), "trees": 100, "depth": 10},
     quick={"rows": "100_000"},
-    columns=(
-        "threads", "rows", "million_row_trees_per_second", "million_row_trees_per_second_ci95",
-        "predict_million_rows_per_second", "predict_million_rows_per_second_ci95",
-        "fit_seconds", "fit_seconds_ci95", "matrix_seconds", "matrix_seconds_ci95",
-        "first_iteration_seconds", "first_iteration_seconds_ci95",
-        "predict_seconds", "predict_seconds_ci95", "library", "trees", "depth", *fits.COLUMNS,
-    ),
+    columns=utils.columns_of("XM"),
 )  # fmt: skip
 LEARNING_RATE = 0.1
 

@@ -22,10 +22,18 @@ def measured_bandwidth(results_dir: Path, machine: str) -> float | None:
     """
     path = results_dir / "selfcheck" / f"{machine}.json"
     try:
-        findings = json.loads(path.read_text())["findings"]
+        return bandwidth_in(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a report of selfcheck.py ({error})") from None
-    found = [each["value"] for each in findings if each["check"].startswith("memory bandwidth")]
+
+
+def bandwidth_in(report: dict) -> float | None:
+    """The GB/s in a report of selfcheck.py."""
+    found = [
+        float(each["value"])
+        for each in report.get("findings", [])
+        if each["check"].startswith("memory bandwidth")
+    ]
     return found[0] if found else None

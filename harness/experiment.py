@@ -6,7 +6,9 @@ A script's `EXPERIMENT` is the only place that knows these things; sweep and rea
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.results import COLUMNS, RANK_COLUMNS
+from harness.columns import COLUMNS, CONFIGURATION, DEFAULTS, columns_of
+from harness.disturbance import disturbed
+from harness.results import number_of, to_cell
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Experiment:
     switches: dict[str, str] = field(default_factory=dict)
     # Flags of a first look: seconds on a slow machine, where the defaults take many minutes.
     quick: dict[str, str] = field(default_factory=dict)
-    # Every row's columns, in order, and which of them that only this experiment has are text.
-    columns: tuple[str, ...] = tuple(COLUMNS)
+    # Every row's columns after what is varied, in order; which of those that harness.columns does
+    # not know are text.
+    columns: tuple[str, ...] = COLUMNS
     extra_columns: tuple[str, ...] = ()  # not in every row
     text_columns: tuple[str, ...] = ()
     # One of what is varied whose choices belong together, such as the networks of a suite: charts
@@ -91,11 +94,15 @@ class Experiment:
     generations: bool = False
 
     @property
+    def header(self) -> list[str]:
+        """The columns of a results file, in order."""
+        return list(dict.fromkeys([*(varied.column for varied in self.varied), *self.columns]))
+
+    @property
     def known_columns(self) -> set[str]:
         """Every column that a row of this experiment may have."""
-        varied = [varied.column for varied in self.varied]
-        own = [*self.columns, *self.extra_columns, *self.model_flags, *varied]
-        return {*COLUMNS, *RANK_COLUMNS, *own}
+        own = [*self.header, *self.extra_columns, *self.model_flags]
+        return {*own, *columns_of("TMRC")}
 
     @property
     def results_folder(self) -> str:
@@ -111,12 +118,62 @@ class Experiment:
         name = f"{machine}_{self.dataset}_{self.model}_{self.input_size}_{self.backend}_results.csv"
         return results_dir / self.results_folder / name
 
-    def flag_defaults(self) -> dict:
-        """Flags with the values that are not named in a configuration."""
-        return {"compile": self.compile} | {
+    @property
+    def defaults(self) -> dict:
+        """Settings with the values that are not named; what is varied is none."""
+        flags = {
             name: default[0] if isinstance(default, tuple) else default
             for name, default in self.model_flags.items()
         }
+        varied = {varied.column for varied in self.varied}
+        known = DEFAULTS | {"compile": self.compile} | flags
+        return {name: default for name, default in known.items() if name not in varied}
+
+    def settings(self, row: dict) -> dict:
+        """All that changes what a row measures, where the row tells: precision, model flags, ...
+
+        A row of ours that lacks a column is older than the flag, and was measured with its default.
+        """
+        own = {*self.columns, *self.model_flags} if row.get("project_version") else ()
+        values = {
+            name: default if not to_cell(row.get(name)) and name in own else row.get(name)
+            for name, default in self.defaults.items()
+        }
+        return {name: value for name, value in values.items() if to_cell(value)}
+
+    @property
+    def configured(self) -> list[str]:
+        """The columns that decide what a row measures."""
+        varied = [varied.column for varied in self.varied]
+        return list(dict.fromkeys([*varied, *CONFIGURATION, *self.model_flags]))
+
+    def configuration(self, row: dict) -> dict[str, str]:
+        """What a row measures: two that agree in it measure the same thing."""
+        known = row | self.settings(row)
+        return {name: to_cell(known.get(name)) for name in self.configured}
+
+    def scaling(self, row: dict, others: list[dict]) -> dict:
+        """How near a row of several devices comes to so many times its machine's row of one, in %.
+
+        Args:
+            others: rows of the machine, the oldest first.
+        """
+        devices, rate = number_of(row.get("num_devices")), number_of(row.get("samples_per_second"))
+        if row["status"] != "ok" or not (devices > 1 and rate > 0):
+            return {}
+        wanted = self.configuration(row | {"num_devices": 1})
+        alike = [
+            other
+            for other in others
+            if other.get("status") == "ok"
+            and number_of(other.get("samples_per_second")) > 0
+            and self.configuration(other) == wanted
+        ]
+        if not alike:
+            return {}
+        best = sorted(alike, key=disturbed, reverse=True)[-1]  # the newest that nobody disturbed
+        of_one = number_of(best["samples_per_second"])
+        return {"scaling_efficiency_percent": 100 * rate / (devices * of_one)}
 
     def test(self, row: dict, speed: Speed) -> str:
         """What a number of a row is called in tables, such as `batch 32`."""

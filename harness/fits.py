@@ -17,7 +17,6 @@ from harness.disturbance import Watch
 from harness.energy import energy_meter
 from harness.experiment import Varied
 from harness.process import UsageError, tell
-from harness.results import MACHINE_COLUMNS
 from harness.windows import last_over_first, relative_spread, student_t
 
 FITS = 5  # where --max_seconds does not say how long
@@ -31,21 +30,6 @@ THREADS = Varied(
     in_label=True,
 )  # fmt: skip
 ROWS = Varied("rows", "rows", "100_000, 1_000_000", "{:,} rows", "rows")
-# What the rows of all such experiments end with.
-COLUMNS = (
-    "auc",
-    "fits",
-    "sustained_ratio",
-    "peak_memory_gb",
-    "swap_written_gb",
-    "energy_joules_per_fit",
-    "average_power_watts",
-    "threads_used",
-    "status",
-    "error",
-    "data",
-    *MACHINE_COLUMNS,
-)
 
 
 def thread_count(threads: str) -> int:

@@ -18,82 +18,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.bandwidth import measured_bandwidth
+from harness.columns import columns_of
 from harness.disturbance import OTHERS_PERCENT
 from harness.endings import BROKEN_HEAP, is_out_of_memory
 from harness.experiment import Speed
 from harness.nvidia import driver_version, has_card
 from harness.process import UsageError, UserError, run_in_fresh_process, tell
 from harness.questions import QUESTIONS
-from harness.results import MACHINE_COLUMNS
 from harness.soak import Soak
 from harness.terminal import Progress, disturbances
 from harness.windows import student_t
 
-COLUMNS = [
-    "question",
-    "question_iter",
-    "total_time",
-    "answer",
-    "answer_char_len",
-    "chars_per_second",
-    "answer_token_len",
-    "tokens_per_second",
-    "prompt_token_len",
-    "prompt_tokens_per_second",
-    "time_to_first_token",
-    "outside_model_percent",
-    "tokens_per_second_each",
-    "sustained_ratio",
-    "bandwidth_gb_per_second",
-    "bandwidth_percent",
-    "peak_memory_gb",
-    "weights_gb",
-    "kv_cache_gb",
-    "compute_buffers_gb",
-    "energy_joules_per_token",
-    "average_power_watts",
-    "status",
-    "error",
-    "data",
-    "model",
-    "architecture",
-    "description",
-    "parameters",
-    "quantization",
-    "file_size_gb",
-    "depth",
-    "parallel",
-    "max_tokens",
-    "n_ctx",
-    "n_gpu_layers",
-    "layers_on_gpu",
-    "layers",
-    "split_mode",
-    "tensor_split",
-    "weights_on_gpu_gb",
-    "n_threads",
-    "flash_attn",
-    "flash_attn_used",
-    "seed",
-    "temperature",
-    "questions_file",
-    "system_prompt",
-    "thermal_protocol",
-    "soak_seconds",
-    *MACHINE_COLUMNS,
-]
-
-TEXT_COLUMNS = (
-    "question",
-    "answer",
-    "model",
-    "architecture",
-    "description",
-    "quantization",
-    "flash_attn_used",
-    "questions_file",
-    "system_prompt",
-)
+COLUMNS = list(columns_of("LM"))
+TEXT_COLUMNS = ()
 SPEEDS = (
     Speed("tokens_per_second", "tokens/s", "tokens per second", "text generation", True),
     Speed("prompt_tokens_per_second", "tokens/s", "tokens per second", "prompt", True, "prompt"),
@@ -307,7 +245,8 @@ def summarize(rows: list[dict], path: Path) -> None:
             mean, half_width = mean_and_interval(values)
             interval = "" if half_width is None else f" +/- {half_width:.3g}"
             print(f"{name:<27}{mean:>9.4g}{interval} {unit} ({len(values)} rows)")
-    for verdict in verdicts(rows):
+    bandwidth = measured_bandwidth(path.parents[1], rows[0].get("machine")) if rows else None
+    for verdict in verdicts(rows, bandwidth):
         print(verdict)
     print(f"\nResults: {path}")
 
@@ -325,8 +264,12 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), student_t(len(values)) * error
 
 
-def verdicts(rows: list[dict]) -> list[str]:
-    """Plain sentences on what a reader must know about the numbers."""
+def verdicts(rows: list[dict], bandwidth: float | None = None) -> list[str]:
+    """Plain sentences on what a reader must know about the numbers.
+
+    Args:
+        bandwidth: GB/s of the machine's memory, where selfcheck measured it.
+    """
     found = []
     outside = mean_of(rows, "outside_model_percent", "answers")
     if (outside or 0) > 5:
@@ -335,8 +278,8 @@ def verdicts(rows: list[dict]) -> list[str]:
             "the model; tokens per second leave it out"
         )
     read = mean_of(rows, "bandwidth_gb_per_second", "tg128")
-    share = mean_of(rows, "bandwidth_percent", "tg128")
-    if read and share:
+    if read and bandwidth:
+        share = 100 * read / bandwidth
         limit = "near its limit" if share > 70 else "memory is not what limits it"
         found.append(
             f"generating read {read:.3g} GB/s, {share:.0f} % of the bandwidth of memory that "

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.columns import FLAGS
 from harness.private import without_names
 
 # A language model's answer may be longer than the 131,072 characters that csv allows.
@@ -24,81 +25,6 @@ csv.field_size_limit(sys.maxsize)
 
 LOCK_SECONDS = 60.0  # a row is written in a moment; who holds it for longer hangs
 
-# What every row ends with, the LLM's too.
-MACHINE_COLUMNS = [
-    "device",
-    "num_devices",
-    "threads",
-    "gpu_power_limit_watts",
-    "thermal_state",
-    "machine",
-    "chip",
-    "cpu_cores",
-    "gpu_cores",
-    "memory_gb",
-    "power",
-    "other_load_percent",
-    "other_benchmark_running",
-    "disturbance",
-    "environment",
-    "os",
-    "python",
-    "framework",
-    "project_version",
-    "started_at",
-]
-
-COLUMNS = [
-    "batch_size",
-    "avg_time_per_epoch",
-    "avg_time_per_epoch_ci95",
-    "extrapolated",
-    "samples_per_second",
-    "samples_per_second_ci95",
-    "first_step_seconds",
-    "compute_samples_per_second",
-    "input_bound_percent",
-    "sustained_ratio",
-    "tflops_per_second",
-    "peak_memory_gb",
-    "swap_written_gb",
-    "energy_joules_per_sample",
-    "average_power_watts",
-    "train_loss",
-    "status",
-    "error",
-    "epochs",
-    "steps_timed",
-    "steps_per_epoch",
-    "data",
-    "precision",
-    "compile",
-    "channels_last",
-    "thermal_protocol",
-    "soak_seconds",
-    *MACHINE_COLUMNS,
-]
-# Of rows that several devices trained together.
-RANK_COLUMNS = ["communication_percent", "gradient_gb", "scaling_efficiency_percent"]
-
-# Rows that agree in these columns measure the same thing.
-CONFIGURATION = [
-    "batch_size",
-    "epochs",
-    "data",
-    "precision",
-    "compile",
-    "channels_last",
-    "thermal_protocol",
-    "num_devices",
-    "device",
-    "framework",
-    "project_version",
-]
-
-
-# Columns of True and False in every experiment; spreadsheets make TRUE, true or 1 of them.
-FLAGS = {"extrapolated", "compile", "channels_last", "other_benchmark_running"}
 CONFLICT = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
 
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from harness import PROJECT_VERSION
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
-from harness.disturbance import Times, disturbed, other_load_percent
+from harness.disturbance import Times, other_load_percent
 from harness.experiment import Experiment
 from harness.process import FreshProcess, UserError, value_of
-from harness.results import CONFIGURATION, append_row, number_of, to_cell
+from harness.results import append_row
 from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
 from harness.terminal import Progress
@@ -55,7 +55,7 @@ def settle(experiment: Experiment, options, prepare: Callable, process: FreshPro
     for flag, values in facts.pop("found", {}).items():
         setattr(options, flag, values)
     facts["machine"] = options.machine_name or facts["machine"]
-    shared = set(configuration(experiment)) - {varied.column for varied in experiment.varied}
+    shared = set(experiment.configured) - {varied.column for varied in experiment.varied}
     flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}
     one_device = {"num_devices": 1} if experiment.epochs else {}
     return {**one_device, **flags, **facts, "project_version": PROJECT_VERSION}
@@ -70,12 +70,6 @@ def goes_on(experiment: Experiment, options) -> bool:
     """
     alone = getattr(options, "num_devices", 1) == getattr(options, "num_machines", 1) == 1
     return bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
-
-
-def configuration(experiment: Experiment) -> list[str]:
-    """Rows of this experiment that agree in these columns measure the same thing."""
-    varied = [v.column for v in experiment.varied]
-    return list(dict.fromkeys([*varied, *CONFIGURATION, *experiment.model_flags]))
 
 
 def points(experiment: Experiment, options: argparse.Namespace) -> list[tuple[int, dict]]:
@@ -114,8 +108,8 @@ def measured_rows(
             tqdm.write(f"{experiment.name(point)}: skipped, {limit} did not fit into memory")
             continue
         row = facts_of(point, facts)
-        wanted = {n: to_cell(row.get(n)) for n in configuration(experiment)}
-        good = good_rows(saved, wanted, whole=not options.max_seconds)
+        wanted = experiment.configuration(row)
+        good = good_rows(experiment, saved, wanted, whole=not options.max_seconds)
         if options.resume and good > round_:
             why = "skipped, it has a good row already (--resume)"
             tqdm.write(f"{experiment.name(point)}: {why}")
@@ -126,28 +120,9 @@ def measured_rows(
         progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
         row = measure_point(point, options, facts, measure, progress, process)
         process = None
-        row |= scaling(row, saved, configuration(experiment))
         if memory_ran_out(row) and not size.choices:
             too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
         yield row
-
-
-def scaling(row: dict, saved: list[dict], columns: list[str]) -> dict:
-    """How near a row of several devices comes to so many times this machine's row of one, in %."""
-    devices = row.get("num_devices") or 1
-    if devices == 1 or row["status"] != "ok" or not row.get("samples_per_second"):
-        return {}
-    wanted = {name: to_cell(row.get(name)) for name in columns} | {"num_devices": "1"}
-    alike = [
-        old
-        for old in saved
-        if number_of(old.get("samples_per_second")) > 0 and good_rows([old], wanted, whole=False)
-    ]
-    if not alike:
-        return {}
-    best = sorted(alike, key=disturbed, reverse=True)[-1]  # the newest that nobody disturbed
-    percent = 100 * row["samples_per_second"] / (devices * number_of(best["samples_per_second"]))
-    return {"scaling_efficiency_percent": percent}
 
 
 def facts_of(point: dict, facts: dict) -> dict:
@@ -159,11 +134,11 @@ def facts_of(point: dict, facts: dict) -> dict:
     return row | point
 
 
-def good_rows(saved: list[dict], wanted: dict[str, str], whole: bool) -> int:
-    """How many `ok` rows in `saved` have the `wanted` cells, measured whole if need be."""
+def good_rows(experiment: Experiment, saved: list[dict], wanted: dict, whole: bool) -> int:
+    """How many `ok` rows in `saved` have the `wanted` configuration, measured whole if need be."""
     return sum(
         old.get("status") == "ok"
-        and all(old.get(name, "") == cell for name, cell in wanted.items())
+        and experiment.configuration(old) == wanted
         and not (whole and old.get("extrapolated") == "True")
         for old in saved
     )

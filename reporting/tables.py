@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.bandwidth import bandwidth_in
+from harness.columns import COLUMN, COLUMNS, FLAGS, TEXTS
 from harness.disturbance import disturbed
 from harness.experiment import Experiment
-from harness.results import COLUMNS, FLAGS, RANK_COLUMNS, UnreadableResults, is_time, read_rows
-from harness.soak import COLD
+from harness.results import UnreadableResults, is_time, read_rows
 from harness.terminal import is_nonsense
 from reporting.experiments import (
     find_experiments,
@@ -26,27 +27,6 @@ from reporting.experiments import (
 
 OLDER = "2023"
 OURS = "ours"
-TEXTS = {
-    *("status", "error", "data", "precision", "device", "machine", "chip", "power", "os"),
-    *("python", "framework", "project_version", "started_at", "thermal_state", "disturbance"),
-    *("thermal_protocol", "environment"),
-}
-# What changes a measurement in every experiment that has the column, with what is not named.
-DEFAULTS = {
-    "precision": "fp32",
-    "compile": False,
-    "channels_last": False,
-    "thermal_protocol": COLD,
-    "num_devices": 1,
-}
-IN_WORDS = {
-    "model": "{}",
-    "precision": "{}",
-    "compile": "compiled",
-    "thermal_protocol": "{}",
-    "num_devices": "{:g} devices",
-    "flash_attn": "flash attention {}",
-}
 GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
@@ -86,8 +66,9 @@ def load_results(results_dir: Path) -> Results:
             experiments.setdefault(experiment.chart, experiment)
             (generations if experiment.generations else measurements).extend(rows)
     geekbench = read_geekbench(results_dir / GEEKBENCH_FILE, problems)
-    peaks = read_peaks(results_dir / "selfcheck", problems)
+    peaks, bandwidths = read_selfchecks(results_dir / "selfcheck", problems)
     prices = read_prices(results_dir / PRICES_FILE, problems)
+    add_bandwidth_percent(generations, bandwidths)
     name_unusual(measurements + generations, experiments)
     return Results(
         experiments,
@@ -134,6 +115,8 @@ def read_file(
                 problems.append(f"{path}: row {line}: started_at is {started!r}, {changed}")
         except ValueError as error:
             problems.append(f"{path}: row {line}: {error}")
+    if not experiment.generations:
+        rows = [row | experiment.scaling(row, rows) for row in rows]
     return experiment, rows
 
 
@@ -151,15 +134,7 @@ def column_types(experiment: Experiment) -> tuple[set[str], set[str]]:
     texts = TEXTS | set(experiment.text_columns)
     texts |= {varied.column for varied in experiment.varied if varied.choices}
     texts |= {n for n, d in experiment.model_flags.items() if isinstance(d, tuple)}
-    columns = {
-        *COLUMNS,
-        *RANK_COLUMNS,
-        *experiment.columns,
-        *experiment.extra_columns,
-        *experiment.model_flags,
-    }
-    columns |= {varied.column for varied in experiment.varied}
-    return columns - flags - texts, flags
+    return experiment.known_columns - flags - texts, flags
 
 
 def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str, _=None) -> dict:
@@ -185,8 +160,8 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
     loss = float(cells.get("train_loss") or 0)
     if row.get("status") == "ok" and is_nonsense(loss, experiment.classes):
         row["status"] = "nonsense"
-    row["settings"] = settings(row, experiment)
-    words = in_words(row["settings"], DEFAULTS | experiment.flag_defaults())
+    row["settings"] = experiment.settings(row)
+    words = in_words(row["settings"], experiment.defaults)
     remarks = [row.get(name) for name in experiment.remarks]
     row["configuration"] = " ".join(filter(None, [words, *remarks]))
     return labelled(row, older)
@@ -232,37 +207,19 @@ def typed(name: str, text: str, numbers: set[str], flags: set[str]):
     return text or None
 
 
-def settings(row: dict, experiment: Experiment) -> dict:
-    """All that changes what a row measures, where the row tells: precision, model flags, ...
-
-    A row of ours that lacks a column is older than the flag, and was measured with its default.
-    """
-    varied = {v.column for v in experiment.varied}
-    names = [name for name in [*DEFAULTS, *experiment.model_flags] if name not in varied]
-    values = {name: row.get(name) for name in dict.fromkeys(names)}
-    if row.get("project_version"):
-        own = {*experiment.columns, *experiment.model_flags}
-        defaults = DEFAULTS | experiment.flag_defaults()
-        values |= {n: defaults[n] for n in own & values.keys() if is_unknown(values[n])}
-    return {name: value for name, value in values.items() if not is_unknown(value)}
-
-
-def is_unknown(value) -> bool:
-    return value is None or value != value or value == ""
-
-
 def in_words(settings: dict, defaults: dict) -> str:
     """How settings differ from the defaults, such as `bf16 compiled`; empty where they do not."""
     parts = []
     for name, value in settings.items():
         if value == defaults.get(name):
             continue
+        words = COLUMN[name].words if name in COLUMN else ""
         if isinstance(value, bool):
-            parts.append(IN_WORDS.get(name, name) if value else f"without {name}")
+            parts.append(words or name if value else f"without {name}")
         elif isinstance(value, str):
-            parts.append(IN_WORDS.get(name, f"{name}={{}}").format(value))
+            parts.append((words or f"{name}={{}}").format(value))
         else:
-            parts.append(IN_WORDS.get(name, f"{name}={{:g}}").format(value))
+            parts.append((words or f"{name}={{:g}}").format(value))
     return " ".join(parts)
 
 
@@ -340,8 +297,8 @@ def generation_row(cells: dict[str, str], experiment: Experiment, _: str, path: 
         row["flash_attn"] = flags.get(row["flash_attn"], row["flash_attn"])
     row["experiment"] = experiment.chart
     model = row["model"].removesuffix(".gguf")
-    row["settings"] = {"model": model} | settings(row, experiment)
-    defaults = {"model": experiment.model} | DEFAULTS | experiment.flag_defaults()
+    row["settings"] = {"model": model} | experiment.settings(row)
+    defaults = {"model": experiment.model} | experiment.defaults
     row["configuration"] = in_words(row["settings"], defaults)
     return labelled(row, older)
 
@@ -376,15 +333,29 @@ def read_prices(path: Path, problems: list[str]) -> dict[str, dict]:
     return prices
 
 
-def read_peaks(folder: Path, problems: list[str]) -> dict[str, dict[str, float]]:
-    """What selfcheck measured as each machine's best matrix product, in TFLOP/s per precision."""
-    peaks = {}
+def read_selfchecks(folder: Path, problems: list[str]) -> tuple[dict, dict]:
+    """What selfcheck measured of each machine.
+
+    Returns:
+        The best matrix product in TFLOP/s per precision, and GB/s of the memory where known.
+    """
+    peaks, bandwidths = {}, {}
     for path in sorted(folder.glob("*.json")):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             measured = report["peak_tflops_measured"]
             known = {name: peak for name, peak in measured.items() if peak and math.isfinite(peak)}
             peaks[report["machine"]] = known
+            bandwidths[report["machine"]] = bandwidth_in(report) or math.nan
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{path}: not a report of selfcheck.py")
-    return peaks
+    return peaks, bandwidths
+
+
+def add_bandwidth_percent(rows: list[dict], bandwidths: dict[str, float]) -> None:
+    """Say which share of its machine's bandwidth a row read; an older file's is kept without."""
+    for row in rows:
+        percent = 100 * row.get("bandwidth_gb_per_second", math.nan)
+        percent /= bandwidths.get(row["machine"], math.nan)
+        if percent > 0:
+            row["bandwidth_percent"] = percent

@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from harness.results import COLUMNS, append_row, read_rows
+from harness.columns import COLUMNS
+from harness.results import append_row, read_rows
 from reporting import charts, drawing
 from reporting.experiments import find_experiments
 from reporting.tables import load_results

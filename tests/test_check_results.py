@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import result_files as files
 
-import check_results
 from harness import PROJECT_VERSION
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
+from reporting.check import check_folder
 
 ROOT = Path(__file__).parent.parent
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
@@ -95,7 +96,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 )
 def test_faults_of_a_training_file(results_dir, old, new, said):
     edit(cifar100(results_dir), old, new)
-    _, problems = check_results.check_folder(results_dir)
+    _, problems = check_folder(results_dir)
     assert any(said in problem for problem in problems), problems
     assert all(str(cifar100(results_dir)) in problem for problem in problems)
 
@@ -113,28 +114,28 @@ def test_faults_of_a_training_file(results_dir, old, new, said):
 )
 def test_faults_of_a_file_of_generations(results_dir, old, new, said):
     edit(llama(results_dir), old, new)
-    _, problems = check_results.check_folder(results_dir)
+    _, problems = check_folder(results_dir)
     assert any(said in problem for problem in problems), problems
 
 
 def test_a_duplicate_row(results_dir):
     path = cifar100(results_dir)
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-    _, problems = check_results.check_folder(results_dir)
+    _, problems = check_folder(results_dir)
     assert re.fullmatch(r".*: row \d+: the same as row 2", *problems)
 
 
 def test_a_torn_file(results_dir):
     path = cifar100(results_dir)
     path.write_text(path.read_text()[:-9])
-    _, (problem,) = check_results.check_folder(results_dir)
+    _, (problem,) = check_folder(results_dir)
     assert str(path) in problem and problem.count(str(path)) == 1
 
 
 def test_a_file_that_is_none_of_ours(results_dir):
     path = results_dir / "results_pytorch_cv" / "notes.csv"
     path.write_text("a\n1\n")
-    _, (problem,) = check_results.check_folder(results_dir)
+    _, (problem,) = check_folder(results_dir)
     assert problem == f"{path}: neither folder and name of an experiment's results"
 
 
@@ -142,12 +143,12 @@ def test_flags_and_extra_columns_of_an_experiment_are_known(tmp_path):
     path = files.training_path(tmp_path, "tensorflow_nlp", MACHINE, files.TRAINING[5][1])
     row = files.training_row(MACHINE, 16, 9.0, 25_000)
     append_row(path, row | {"embed_dim": 64}, COLUMNS)
-    assert check_results.check_folder(tmp_path) == (1, [])
+    assert check_folder(tmp_path) == (1, [])
     nlp = files.training_path(tmp_path, "pytorch_nlp", MACHINE, files.TRAINING[2][1])
     append_row(nlp, row | {"test_accuracy": 0.9, "weights": "random"}, COLUMNS)
-    assert check_results.check_folder(tmp_path) == (2, [])
+    assert check_folder(tmp_path) == (2, [])
     append_row(path, row | {"colour": "red"}, COLUMNS)
-    _, (problem,) = check_results.check_folder(tmp_path)
+    _, (problem,) = check_folder(tmp_path)
     assert "unknown column 'colour'" in problem
 
 
@@ -156,10 +157,10 @@ def test_faults_of_older_files(results_dir):
         results_dir / "results_tensorflow_cv/Apple_M3_CIFAR100_resnet50_32_tensorflow_results.csv"
     )
     edit(path, "\n16,", "\nmany,")
-    _, (problem,) = check_results.check_folder(results_dir)
+    _, (problem,) = check_folder(results_dir)
     assert problem == f"{path}: row 2: batch_size is 'many', not a number"
     edit(path, "\nmany,420.0", "\n16,inf")
-    _, (problem,) = check_results.check_folder(results_dir)
+    _, (problem,) = check_folder(results_dir)
     assert "row 2: avg_time_per_epoch is inf, which is no number" in problem
 
 
@@ -167,7 +168,7 @@ def test_a_loss_that_is_no_number_is_said_once_and_as_what_it_is(results_dir):
     for loss in ("nan", "inf"):
         text = cifar100(results_dir).read_text()
         edit(cifar100(results_dir), ",0.6,ok,", f",{loss},ok,")
-        _, (problem,) = check_results.check_folder(results_dir)
+        _, (problem,) = check_folder(results_dir)
         assert f"train_loss is {loss}: the device computed nonsense" in problem
         cifar100(results_dir).write_text(text)
 
@@ -176,16 +177,16 @@ def test_faults_of_the_geekbench_table(results_dir):
     path = results_dir / "results_geekbench_ml" / "geekbench_ml_0.6.csv"
     edit(path, ",1809,", ",-1809,")
     edit(path, "M3 14 inch, 2023", "M1 Pro 14 inch, 2021")
-    _, problems = check_results.check_folder(results_dir)
+    _, problems = check_folder(results_dir)
     assert len(problems) == 2
     assert "is there twice" in problems[0] and "is not above 0" in problems[1]
     edit(path, ",5747,", ",inf,")
-    _, problems = check_results.check_folder(results_dir)
+    _, problems = check_folder(results_dir)
     assert len(problems) == 3 and "row 3: gpu_score is inf, which is no number" in problems[0]
 
 
 def test_a_report_of_selfcheck_under_another_name(results_dir):
     path = results_dir / "selfcheck" / f"{MACHINE}.json"
     path.rename(path.with_name("Other.json"))
-    _, (problem,) = check_results.check_folder(results_dir)
+    _, (problem,) = check_folder(results_dir)
     assert "Other.json" in problem and MACHINE in problem

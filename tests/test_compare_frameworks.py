@@ -9,7 +9,8 @@ import pytest
 import result_files as files
 
 import compare_results
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
 
 FRAMEWORKS = {"pytorch": "torch 2.15.0", "tensorflow": "tensorflow 2.21.0", "mlx": "mlx 0.32.4"}
 # MLX trains compiled by default, the others do not.

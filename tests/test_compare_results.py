@@ -13,7 +13,8 @@ import pytest
 import result_files as files
 
 import compare_results
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
 
 ROOT = Path(__file__).parent.parent
 

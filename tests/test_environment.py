@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.columns import COLUMNS
 from harness.environment import CLUSTER, OVERRIDES, settle_environment
 from harness.generation import COLUMNS as LLM_COLUMNS
-from harness.results import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """

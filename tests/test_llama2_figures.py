@@ -171,8 +171,8 @@ def test_sustained_ratio_and_what_is_said_of_it():
     reads = {"status": "ok", "question": "tg128", "data": "real", "bandwidth_gb_per_second": 50.0}
     assert any("0.80 of their first speed" in line for line in verdicts([row]))
     assert "50 GB/s" in verdicts([reads])[0] and "selfcheck" in verdicts([reads])[0]
-    assert "near its limit" in verdicts([reads | {"bandwidth_percent": 90.0}])[0]
-    assert "not what limits it" in verdicts([reads | {"bandwidth_percent": 30.0}])[0]
+    assert "near its limit" in verdicts([reads], bandwidth=55.0)[0]
+    assert "not what limits it" in verdicts([reads], bandwidth=160.0)[0]
 
 
 def test_bandwidth_that_selfcheck_measured(tmp_path):

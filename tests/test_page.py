@@ -10,7 +10,8 @@ import result_files as files
 from playwright.sync_api import sync_playwright
 
 import reporting.page
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
 from reporting.page import write_page
 from reporting.speeds import speeds
 from reporting.tables import load_results

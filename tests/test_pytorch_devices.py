@@ -18,11 +18,12 @@ import harness.frameworks.trainer
 import pytorch_test_computer_vision_cifar100 as cifar100
 import pytorch_test_computer_vision_food101 as food101
 import utils
-from check_results import check_loss
 from harness.clock import Clock
+from harness.columns import COLUMNS
 from harness.frameworks import pytorch, training
-from harness.results import COLUMNS, append_row, read_rows
+from harness.results import append_row, read_rows
 from harness.terminal import is_nonsense, verdicts
+from reporting.check import check_loss
 from reporting.speeds import is_good, speeds
 from reporting.tables import load_results
 

@@ -17,7 +17,7 @@ import utils
 from harness import torchrun
 from harness.clock import Clock, Team
 from harness.process import UsageError, UserError, run_in_fresh_process
-from harness.sweep import scaling
+from pytorch_test_computer_vision_cifar100 import EXPERIMENT
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,12 +151,12 @@ def test_an_address_of_no_card_is_said():
 def test_scaling_is_against_this_machines_row_of_one_device():
     row = {"status": "ok", "num_devices": 4, "samples_per_second": 300.0, "batch_size": 32}
     old = {"status": "ok", "num_devices": "1", "samples_per_second": "100", "batch_size": "32"}
-    assert scaling(row, [old], ["batch_size", "num_devices"]) == {"scaling_efficiency_percent": 75}
-    assert scaling(row, [old | {"batch_size": "64"}], ["batch_size", "num_devices"]) == {}
-    assert scaling(row | {"num_devices": 1}, [old], ["batch_size", "num_devices"]) == {}
+    assert EXPERIMENT.scaling(row, [old]) == {"scaling_efficiency_percent": 75}
+    assert EXPERIMENT.scaling(row, [old | {"batch_size": "64"}]) == {}
+    assert EXPERIMENT.scaling(row | {"num_devices": 1}, [old]) == {}
     weaker = [old | {"samples_per_second": "50", "other_load_percent": "60"}]
     weaker += [old | {"samples_per_second": cell} for cell in ("inf", "0", "")]
-    assert scaling(row, [old, *weaker], ["num_devices"]) == {"scaling_efficiency_percent": 75}
+    assert EXPERIMENT.scaling(row, [old, *weaker]) == {"scaling_efficiency_percent": 75}
 
 
 # Two machines: network namespaces joined by a cable

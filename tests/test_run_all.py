@@ -16,10 +16,11 @@ import result_files as files
 from signals import hear_signals
 
 import run_all
+from harness.columns import COLUMNS
 from harness.experiment import Experiment, batch_sizes
 from harness.launch import missing_packages
 from harness.process import UserError
-from harness.results import COLUMNS, append_row, read_rows
+from harness.results import append_row, read_rows
 from harness.turns import Budget, Turn, memory_taken, recall, too_large
 from reporting.speeds import neighbours
 from reporting.tables import load_results

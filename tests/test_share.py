@@ -7,7 +7,8 @@ from pathlib import Path
 
 import result_files as files
 
-from harness.results import COLUMNS, append_row
+from harness.columns import COLUMNS
+from harness.results import append_row
 from reporting.plausible import implausible
 from reporting.share import bundle
 from reporting.tables import load_results

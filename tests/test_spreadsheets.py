@@ -5,9 +5,10 @@ import csv
 import pytest
 import result_files as files
 
-import check_results
+from harness.columns import COLUMNS
 from harness.private import without_names
-from harness.results import COLUMNS, UnreadableResults, append_row, read_rows
+from harness.results import UnreadableResults, append_row, read_rows
+from reporting.check import check_folder
 from reporting.tables import load_results
 
 MACHINE = "Apple_M3_Pro_18GB_14_GPU_Cores"
@@ -131,14 +132,14 @@ def test_hidden_files_are_passed_over_and_copies_are_named(path, tmp_path):
     checkpoint = path.parent / ".ipynb_checkpoints" / f"{path.stem}-checkpoint.csv"
     checkpoint.parent.mkdir()
     checkpoint.write_text(path.read_text())
-    assert check_results.check_folder(tmp_path)[0] == 1
+    assert check_folder(tmp_path)[0] == 1
     assert load_results(tmp_path).problems == []
     for name in (f"{path.stem} (1).csv", f"{path.stem} copy 2.csv"):
         (path.parent / name).write_text(path.read_text())
     results = load_results(tmp_path)
     assert len(results.measurements) == 2
     assert len(results.problems) == 2 and "a copy of another file" in results.problems[0]
-    _, problems = check_results.check_folder(tmp_path)[:2]
+    _, problems = check_folder(tmp_path)[:2]
     assert len([p for p in problems if "a copy of another file" in p]) == 2
 
 
@@ -166,7 +167,7 @@ def test_errors_name_no_home_folder_and_no_user(monkeypatch, path, text, written
 
 def test_check_results_refuses_a_home_folder(path, tmp_path):
     append_row(path, files.failed_row(MACHINE, 512, "error", error="bad"), COLUMNS)
-    assert check_results.check_folder(tmp_path)[1] == []
+    assert check_folder(tmp_path)[1] == []
     path.write_text(path.read_text().replace(",bad,", ",/Users/ann/x is bad,"))
-    (problem,) = check_results.check_folder(tmp_path)[1]
+    (problem,) = check_folder(tmp_path)[1]
     assert "home folder of 'ann'" in problem

@@ -8,9 +8,11 @@ import pytest
 import result_files as files
 
 import compare_results
+from harness import PROJECT_VERSION
+from harness.columns import COLUMNS
 from harness.generation import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
-from harness.results import COLUMNS, append_row, read_rows
+from harness.results import append_row, read_rows
 from harness.results import write_rows as write_csv
 from reporting.experiments import find_experiments, of_file
 from reporting.page import page_data
@@ -227,6 +229,32 @@ def test_a_peak_that_is_no_number_is_unknown(tmp_path, peak):
     (path,) = (tmp_path / "selfcheck").iterdir()
     path.write_text(path.read_text().replace("6.0", peak))
     assert load_results(tmp_path).peaks == {MACHINE: {}}
+
+
+def test_a_later_selfcheck_mends_the_share_of_the_bandwidth(tmp_path):
+    path = tmp_path / "results_llama2" / f"{MACHINE}_m_results.csv"
+    saved = {"question": "tg128", "question_iter": 1, "status": "ok", "model": "m"}
+    saved |= {"machine": MACHINE, "project_version": PROJECT_VERSION, "tokens_per_second": 9.0}
+    append_row(path, saved | {"bandwidth_gb_per_second": 50.0}, LLM_COLUMNS)
+    assert "bandwidth_percent" not in load_results(tmp_path).generations
+    append_row(path, saved | {"bandwidth_percent": 30.0}, LLM_COLUMNS)  # as it was once written
+    report = tmp_path / "selfcheck" / f"{MACHINE}.json"
+    report.parent.mkdir()
+    for measured in (100.0, 80.0):
+        found = [{"check": "memory bandwidth, STREAM triad", "value": measured}]
+        known = {"machine": MACHINE, "peak_tflops_measured": {}, "findings": found}
+        report.write_text(json.dumps(known))
+        shares = load_results(tmp_path).generations["bandwidth_percent"]
+        assert shares.tolist() == [5000 / measured, 30.0]
+
+
+def test_several_devices_are_compared_with_one_as_rows_are_read(tmp_path):
+    rates = {"samples_per_second": 300.0, "num_devices": 4}
+    write_rows(tmp_path, row(**rates), row(**rates, precision="bf16"))
+    assert "scaling_efficiency_percent" not in load_results(tmp_path).measurements
+    write_rows(tmp_path, row(samples_per_second=100.0, num_devices=1))
+    found = load_results(tmp_path).measurements["scaling_efficiency_percent"]
+    assert found[0] == 75 and found[1:].isna().all()
 
 
 def test_an_older_row_of_no_epoch_has_no_number(tmp_path):
