@@ -40,7 +40,9 @@ from harness.environment import settle_environment
 from harness.process import UserError, run_in_fresh_process
 from harness.startup import one_line_errors, require_writable
 from harness.terminal import Progress
-from selfchecks.checks import CHECKS, MATRIX_PRODUCT, Finding
+from selfchecks.ceilings import MATRIX_PRODUCT
+from selfchecks.checks import CHECKS
+from selfchecks.findings import Finding
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from harness import fits
 from harness.clock import Clock
-from harness.process import UsageError
 from harness.windows import Window, rate_of, steady_rate, steady_windows
-from selfchecks.bandwidth import stream_triad
+from selfchecks.ceilings import ceilings
 from selfchecks.findings import (
     Finding,
     at_least,
@@ -20,11 +19,11 @@ from selfchecks.findings import (
     median_at_least,
     median_off_by,
 )
+from selfchecks.pairs import shortest_seconds
 
 BATCH_SIZE = 32
 SLICE_SECONDS = 10.0
 BLOCKS = 12  # of a long run, whose spread is the machine's noise
-MATRIX_PRODUCT = "matrix product, "  # before the precision, in the name of a finding
 
 
 # Overhead: the measured loop beside a bare one of the same work
@@ -326,62 +325,6 @@ def appetite(make_step) -> float:
 def step_seconds(train_step, synchronize) -> float:
     """Seconds of the fastest of a few steps, each waited for."""
     return shortest_seconds(lambda: (train_step(), synchronize()))
-
-
-def shortest_seconds(work) -> float:
-    """Seconds of the fastest of five runs of `work`, fewer when it is slow, after a warm-up."""
-    work()
-    seconds = []
-    while len(seconds) < 5 and sum(seconds) < 5:
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-# Ceilings: what the device can do at best
-
-
-def ceilings(quick: bool) -> list[Finding]:
-    found = []
-    for precision in ("fp32", "bf16", "fp16"):
-        try:
-            tflops = peak_tflops(precision)
-        except UsageError:
-            tflops = None  # this device does not compute in that precision
-        found.append(figure(MATRIX_PRODUCT + precision, tflops, "TFLOP/s"))
-    triad, moved, where = stream_triad()
-    bandwidth = moved / shortest_seconds(triad) / 1e9
-    return [*found, figure(f"memory bandwidth, STREAM triad, {where}", bandwidth, "GB/s")]
-
-
-def peak_tflops(precision: str, seconds: float = 0.1) -> float:
-    """The best rate of matrix products, doubled in size until one takes longer than `seconds`."""
-    best, size, took = 0.0, 256, 0.0
-    while took < seconds and size <= 16384:
-        multiply, operations = matrix_product(precision, size)
-        took = shortest_seconds(multiply)
-        best = max(best, operations / took / 1e12)
-        size *= 2
-    return best
-
-
-def matrix_product(precision: str, size: int):
-    """A square matrix product on the device that waits until it is done, and its operations."""
-    import torch
-
-    from harness.frameworks import pytorch
-
-    options = argparse.Namespace(device="auto", seed=1, precision=precision)
-    device = pytorch.start(options)
-    a, b = torch.randn(2, size, size, device=device).to(pytorch.DTYPES[precision])
-    synchronize = pytorch.synchronize(device)
-
-    def multiply():
-        torch.mm(a, b)
-        synchronize()
-
-    return multiply, 2 * size**3
 
 
 CHECKS = [

@@ -33,6 +33,17 @@ def interleaved_ratios(
     return ratios
 
 
+def shortest_seconds(work) -> float:
+    """Seconds of the fastest of five runs of `work`, fewer when it is slow, after a warm-up."""
+    work()
+    seconds = []
+    while len(seconds) < 5 and sum(seconds) < 5:
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
 def median_interval(ratios: list[float]) -> tuple[float, float, float]:
     """The median, and the ends of its 95 % interval, which are two of the ratios (sign test).
 

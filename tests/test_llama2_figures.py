@@ -189,7 +189,7 @@ def test_bandwidth_that_selfcheck_measured(tmp_path):
 def test_triad_moves_what_it_says():
     import torch
 
-    from selfchecks.bandwidth import stream_triad
+    from selfchecks.ceilings import stream_triad
 
     triad, moved, where = stream_triad(1000)
     (result,) = [each for each in triad() if isinstance(each, torch.Tensor)]

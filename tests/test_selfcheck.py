@@ -13,6 +13,7 @@ import harness.clock
 import harness.windows
 import pytorch_test_computer_vision_cifar100 as cifar100
 import selfcheck
+import selfchecks.ceilings
 import selfchecks.checks
 import selfchecks.pytorch
 from harness.windows import Window
@@ -141,7 +142,7 @@ def test_noisy_machine_is_noticed():
 
 
 def test_a_product_has_the_operations_that_are_counted():
-    multiply, operations = selfchecks.checks.matrix_product("fp32", 64)
+    multiply, operations = selfchecks.ceilings.matrix_product("fp32", 64)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         multiply()
     assert counter.get_total_flops() == operations
