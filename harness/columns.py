@@ -199,8 +199,8 @@ TABLE = [
     Column("os", "M", "text", "operating system"),
     Column("python", "M", "text", "its version"),
     Column("framework", "M", "text", "and its version", configuration=True),
-    Column("project_version", "M", "text", "rows of different versions are different "
-           "configurations", configuration=True),
+    Column("project_version", "M", "text", "the experiment's version: rows that differ in "
+           "its first two numbers do not measure the same thing", configuration=True),
     Column("started_at", "M", "time", "when the measurement began: ISO 8601, UTC"),
     Column("communication_percent", "R", "%", "share of a step, without loading, that averaging "
            "the gradients takes, measured with and without it", -1e4, 100),
