@@ -5,7 +5,7 @@
 """How many times as fast is one machine as another, and is the difference more than chance?
 
 Compares what both measured under the same configuration: precision, compilation, memory format,
-data, model, major version of the framework, version of this project, protocol. What differs is
+data, model, major version of the framework, version of the experiment, protocol. What differs is
 named and left out unless --loose is given. The ratio is the speed of the first machine over that
 of the second; its 95 % interval covers the variation within the runs, not what differs between
 two days (repeat the runs for that, and see selfcheck.py's "differences below this mean nothing").

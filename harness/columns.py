@@ -38,8 +38,7 @@ class Column(NamedTuple):
 
 # fmt: off
 TABLE = [
-    Column("batch_size", "T", "count", "samples in a step of one device", 1, 1e7,
-           configuration=True),
+    Column("batch_size", "T", "count", "in a step of one device", 1, 1e7, configuration=True),
     Column("avg_time_per_epoch", "T", "s", "seconds of the timed epochs over their number. Only "
            "full batches are trained on (another shape would be compiled, tuned and allocated for "
            "anew); the time is that of all samples at their pace", 1e-6, 1e8, ci95=True),
@@ -54,8 +53,7 @@ TABLE = [
     Column("input_bound_percent", "T", "%", "how much slower the real run was; over 10, and by "
            "more than the interval, the data pipeline, not the accelerator, set the number; of a "
            "disturbed run that cannot be told", -1e4, 100),
-    Column("million_row_trees_per_second", "X", "1e6/s", "rows times trees of a fit over its time",
-           ci95=True),
+    Column("million_row_trees_per_second", "X", "1e6/s", "rows x trees of a fit", ci95=True),
     Column("predict_million_rows_per_second", "X", "1e6 rows/s", "of a prediction", ci95=True),
     Column("fit_seconds", "SX", "s", "a fit of the whole table", ci95=True),
     Column("matrix_seconds", "X", "s", "binning, the part of a fit before its trees", ci95=True),
@@ -88,8 +86,7 @@ TABLE = [
            "cache is emptied before every answer"),
     Column("prompt_tokens_per_second", "L", "tokens/s", "those over the prompt's time", 1e-6, 1e8),
     Column("time_to_first_token", "L", "s", "what a reader waits"),
-    Column("outside_model_percent", "L", "%", "share of the wall clock that llama.cpp's counters "
-           "do not explain: sampling and Python"),
+    Column("outside_model_percent", "L", "%", "share of the time for sampling and Python"),
     Column("tokens_per_second_each", "l", "tokens/s", "one user's, of several"),
     Column("sustained_ratio", "TlSXI", "ratio", "speed of the last third over the first third; "
            "under 0.9 the machine throttled, or another program came in between", 0, 100),
@@ -122,8 +119,7 @@ TABLE = [
            -float("inf"), float("inf")),
     Column("threads_used", "SX", "count", "what OpenMP really started"),
     Column("placement", "I", "text", "what a reader must know of where it ran"),
-    Column("provider_flops_percent", "I", "%", "of the floating-point operations, by the asked "
-           "provider", 0, 100),
+    Column("provider_flops_percent", "I", "%", "of the operations, by the asked provider", 0, 100),
     Column("provider_nodes_percent", "I", "%", "of the network's nodes, by the same", 0, 100),
     Column("partitions", "I", "count", "parts that the provider computed as one each"),
     Column("unit_cost_percent", "I", "%", "of Core ML's estimated cost, by the asked unit", 0, 100),
@@ -176,8 +172,7 @@ TABLE = [
            default="cold", words="{}"),
     Column("soak_seconds", "tl", "s", "how long `--soak` took"),
     Column("device", "M", "text", "what computed, as the framework calls it", configuration=True),
-    Column("num_devices", "m", "count", "devices that train together", default=1,
-           words="{:g} devices"),
+    Column("num_devices", "m", "count", "that train together", default=1, words="{:g} devices"),
     Column("threads", "m", "count", "threads that the framework computes with"),
     Column("gpu_power_limit_watts", "m", "W", "what an NVIDIA card may draw"),
     Column("thermal_state", "m", "text", "heat before and after, of an NVIDIA card or a Mac"),
@@ -199,14 +194,13 @@ TABLE = [
     Column("os", "M", "text", "operating system"),
     Column("python", "M", "text", "its version"),
     Column("framework", "M", "text", "and its version", configuration=True),
-    Column("project_version", "M", "text", "rows of different versions are different "
-           "configurations", configuration=True),
+    Column("project_version", "M", "text", "the experiment's version: rows that differ in "
+           "its first two numbers do not measure the same thing", configuration=True),
     Column("started_at", "M", "time", "when the measurement began: ISO 8601, UTC"),
     Column("communication_percent", "R", "%", "share of a step, without loading, that averaging "
            "the gradients takes, measured with and without it", -1e4, 100),
     Column("gradient_gb", "R", "GB", "what is averaged"),
-    Column("scaling_efficiency_percent", "C", "%", "of several devices: their rate over so many "
-           "times this machine's own of one"),
+    Column("scaling_efficiency_percent", "C", "%", "rate over so many times that of one device"),
     Column("loader_workers", "", "count", "processes that load data (Food101)"),
     Column("weights", "", "text", "of DistilBERT: `pretrained` or `random`"),
     Column("transformers", "", "text", "its version (DistilBERT)"),

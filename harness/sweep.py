@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness import PROJECT_VERSION
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
 from harness.disturbance import Times, other_load_percent
@@ -58,7 +57,7 @@ def settle(experiment: Experiment, options, prepare: Callable, process: FreshPro
     shared = set(experiment.configured) - {varied.column for varied in experiment.varied}
     flags = {name: getattr(options, name) for name in shared if hasattr(options, name)}
     one_device = {"num_devices": 1} if experiment.epochs else {}
-    return {**one_device, **flags, **facts, "project_version": PROJECT_VERSION}
+    return {**one_device, **flags, **facts, "project_version": experiment.version}
 
 
 def goes_on(experiment: Experiment, options) -> bool:

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from harness import PROJECT_VERSION
 from harness.experiment import Experiment
 from harness.generation import figure_parts
 from harness.terminal import input_bound
@@ -113,7 +112,7 @@ def with_series(rows: pd.DataFrame) -> pd.DataFrame:
     """Adds `series`, a bar's name: the label, and the version of a row that another one made."""
     names = []
     for row in rows.to_dict("records"):
-        other = row["protocol"] == OURS and row["project_version"] != PROJECT_VERSION
+        other = row["protocol"] == OURS and not row["current"]
         version = [f"version {row['project_version']}"] if other else []
         names.append(", ".join([row["label"], *row.get("names", []), *version]))
     # 4 threads before 16.

@@ -9,7 +9,6 @@ import re
 
 import pandas as pd
 
-from harness import PROJECT_VERSION
 from harness.experiment import Experiment, Speed
 from harness.generation import figure_parts, mean_and_interval
 from harness.process import UserError
@@ -35,7 +34,8 @@ COLUMNS = [
     "status",
     "framework",
     "framework_major",  # `torch 2` of `torch 2.15.0+cu130`
-    "project_version",
+    "project_version",  # the first two numbers, which say what its numbers mean
+    "current",  # whether that is the experiment's version of today
     "started_at",
     "settings",  # all that changes what is measured, by name
     "source",
@@ -109,13 +109,13 @@ def evidence(rows: pd.DataFrame) -> dict[str, pd.Series]:
     """By what good rows that measure the same thing are ranked, the weightiest first.
 
     Undisturbed before disturbed, measured whole before extrapolated, real before synthetic data,
-    this project version's before another's, then the newest.
+    this version's meaning before another's, then the newest.
     """
     return {
         "_undisturbed": rows["disturbed"] != True,  # noqa: E712
         "_whole": rows["extrapolated"] != True,  # noqa: E712
         "_real": rows["data"] == "real",
-        "_current": rows["project_version"] == PROJECT_VERSION,
+        "_current": rows["current"] == True,  # noqa: E712
         "_started": rows["started_at"].astype(object).fillna("").astype(str),
     }
 

@@ -31,7 +31,7 @@ GEEKBENCH_FILE = "results_geekbench_ml/geekbench_ml_0.6.csv"
 PRICES_FILE = "prices.csv"
 GEEKBENCH_NUMBERS = {"cpu_cores", "cpu_score", "gpu_cores", "gpu_score", "neural_engine_score"}
 # What charts and comparisons need even where no file has it.
-ADDED = ["experiment", "protocol", "configuration", "label", "settings", "disturbed"]
+ADDED = ["experiment", "protocol", "configuration", "label", "settings", "disturbed", "current"]
 LLM_NEEDED = ["question", "question_iter", "tokens_per_second", "prompt_tokens_per_second", "model"]
 
 
@@ -164,7 +164,7 @@ def measurement_row(cells: dict[str, str], experiment: Experiment, machine: str,
     words = in_words(row["settings"], experiment.defaults)
     remarks = [row.get(name) for name in experiment.remarks]
     row["configuration"] = " ".join(filter(None, [words, *remarks]))
-    return labelled(row, older)
+    return labelled(row, experiment, older)
 
 
 def older_training_cells(cells: dict[str, str]) -> dict[str, str]:
@@ -260,7 +260,9 @@ def name_in(row: dict, name: str, value, words: str) -> None:
     row["label"] = label(row)
 
 
-def labelled(row: dict, older: bool) -> dict:
+def labelled(row: dict, experiment: Experiment, older: bool) -> dict:
+    row["project_version"] = experiment.meaning(row) or None
+    row["current"] = row["project_version"] == experiment.version.rpartition(".")[0]
     row["protocol"] = OLDER if older else OURS
     row["disturbed"] = disturbed(row)
     row["label"] = label(row)
@@ -300,7 +302,7 @@ def generation_row(cells: dict[str, str], experiment: Experiment, _: str, path: 
     row["settings"] = {"model": model} | experiment.settings(row)
     defaults = {"model": experiment.model} | experiment.defaults
     row["configuration"] = in_words(row["settings"], defaults)
-    return labelled(row, older)
+    return labelled(row, experiment, older)
 
 
 def read_geekbench(path: Path, problems: list[str]) -> pd.DataFrame:
