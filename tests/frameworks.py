@@ -163,6 +163,17 @@ class MLX:
         patch.setattr(self.module, "fine_products", lambda dtype: [])
         return self.module.choose_device("cuda")
 
+    def second_of_two_cards(self, patch):
+        """What is chosen for `cuda:1` where cards are called `card 0` and `card 1`."""
+        chosen = []
+        self.card(patch, (8, 0))
+        patch.setattr(self.mx, "device_count", lambda kind: 2)
+        patch.setattr(self.mx, "Device", lambda kind, index: index)
+        patch.setattr(self.mx, "set_default_device", chosen.append)
+        patch.setattr(self.mx, "default_device", lambda: chosen[-1])
+        patch.setattr(self.mx, "device_info", lambda index: {"device_name": f"card {index}"})
+        return self.module.choose_device("cuda:1")
+
     def count_waits(self, patch, waits):
         evaluate = self.mx.eval
         patch.setattr(self.mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
@@ -247,6 +258,16 @@ class TensorFlow(OnKeras):
         patch.setattr(self.tf.config.experimental, "get_device_details", lambda gpu: told)
         patch.setattr(self.module, "fine_products", lambda dtype: [])
         return self.module.card(0)
+
+    def second_of_two_cards(self, patch):
+        visible, config = [], self.tf.config
+        patch.setattr(self.module, "GPUS", ["card 0", "card 1"])
+        patch.setattr(config, "set_visible_devices", lambda cards, kind: visible.extend(cards))
+        patch.setattr(config.experimental, "set_memory_growth", lambda card, grows: None)
+        patch.setattr(
+            config.experimental, "get_device_details", lambda card: {"device_name": visible[0]}
+        )
+        return self.module.choose_device("cuda:1")
 
     def count_waits(self, patch, waits):
         import keras
@@ -341,6 +362,14 @@ class KerasOnJax(KerasBackend):
         patch.setattr(self.jax.nn, "dot_product_attention", lambda query, *_: query)
         patch.setattr(self.module, "fine_products", lambda dtype: [])
         return self.module.choose_device("cuda")
+
+    def second_of_two_cards(self, patch):
+        cards = [
+            types.SimpleNamespace(device_kind=f"card {index}", compute_capability="8.0")
+            for index in (0, 1)
+        ]
+        patch.setattr(self.jax, "devices", lambda kind: cards)
+        return self.module.choose_device("cuda:1")
 
     def count_waits(self, patch, waits):
         super().count_waits(patch, waits)

@@ -85,6 +85,13 @@ def test_missing_device_is_bad_usage(framework):
             framework.start(options_of(device=name))
 
 
+def test_the_card_of_the_number_asked_for_is_chosen(framework, monkeypatch):
+    if not hasattr(framework, "second_of_two_cards"):
+        pytest.skip("test_pytorch_training.py has it")
+    card = framework.second_of_two_cards(monkeypatch)
+    assert (str(card), card.name) == ("cuda:1", "card 1")
+
+
 @pytest.mark.parametrize("operation", ["product", "convolution"])
 def test_a_device_that_rounds_as_tf32_does_is_refused(framework, monkeypatch, operation):
     framework.start(options_of())
