@@ -14,6 +14,12 @@ def gb_per_second(gb_per_step: float | None, steps_per_second: float | None) -> 
     return gb_per_step and steps_per_second and gb_per_step * steps_per_second
 
 
+def share_of(bandwidth: float | None, row: dict) -> dict:
+    """The column that says how much of the bandwidth a row reached; none where that is unknown."""
+    read = row.get("bandwidth_gb_per_second")
+    return {"bandwidth_percent": 100 * read / bandwidth} if bandwidth and read else {}
+
+
 def measured_bandwidth(results_dir: Path, machine: str) -> float | None:
     """GB/s that selfcheck read from the machine's memory; None where it has not been run there.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.environment import CLUSTER, OVERRIDES, settle_environment
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
 from harness.results import COLUMNS
 
 ROOT = Path(__file__).parent.parent

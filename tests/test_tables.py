@@ -8,7 +8,7 @@ import pytest
 import result_files as files
 
 import compare_results
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
 from harness.results import COLUMNS, append_row, read_rows
 from harness.results import write_rows as write_csv
