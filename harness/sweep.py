@@ -70,9 +70,8 @@ def goes_on(experiment: Experiment, options) -> bool:
     batch size wants all memory. One process that measures all points has loaded the model.
     """
     alone = getattr(options, "num_devices", 1) == getattr(options, "num_machines", 1) == 1
-    if experiment.one_process:
-        return True
-    return bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
+    training = bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
+    return training or experiment.one_process
 
 
 def configuration(experiment: Experiment) -> list[str]:

@@ -76,7 +76,8 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     lists = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in walked)
     model = facts.get("model", experiment.model)
     on = f" on {experiment.dataset}" if experiment.dataset else ""
-    print(f"{model}{on} ({facts['data']} data), {facts['framework']}")
+    kind = ", ".join(filter(None, [f"{facts['data']} data", facts.get("quantization")]))
+    print(f"{model}{on} ({kind}), {facts['framework']}")
     precision = f", {options.precision}" if hasattr(options, "precision") else ""
     devices = facts.get("num_devices") or 1
     together = f" ({devices} that train together)" if devices > 1 else ""

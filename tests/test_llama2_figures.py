@@ -253,7 +253,7 @@ def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named,
 def test_a_build_for_the_processor_beside_a_card_is_noted(cards, said, monkeypatch, capsys):
     fake_nvml.install(monkeypatch, *cards)
     monkeypatch.setattr("platform.system", lambda: "Linux")
-    facts = dict.fromkeys(("quantization", "layers", "layers_on_gpu", "weights_on_gpu_gb"))
+    facts = dict.fromkeys(("layers", "layers_on_gpu"))
     llama.tell_where(facts | {"device": "cpu"}, Namespace(device="auto", n_gpu_layers=-1))
     assert ("although there is a GPU" in capsys.readouterr().out) is said
 

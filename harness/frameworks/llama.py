@@ -233,10 +233,9 @@ def facts(llm: Llm, options) -> dict:
 
 def tell_where(facts: dict, options) -> None:
     """Print where the weights are, and that a GPU goes unused for want of another build."""
-    where = f"{facts['layers_on_gpu']} of {facts['layers']} layers on the GPU"
-    if gigabytes := facts["weights_on_gpu_gb"]:
-        where += f" ({gigabytes:.2f} of {facts['weights_gb']:.2f} GB)"
-    print(f"{facts['quantization']}, {where}" if facts["layers"] else facts["quantization"])
+    if facts["layers"]:
+        gigabytes = f"{facts['weights_on_gpu_gb']:.2f} of {facts['weights_gb']:.2f} GB"
+        print(f"{facts['layers_on_gpu']} of {facts['layers']} layers on the GPU ({gigabytes})")
     apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
     wanted = options.device == "auto" and options.n_gpu_layers
     if facts["device"] == "cpu" and wanted and (apple or has_card()):
