@@ -22,53 +22,23 @@ downloaded, else a synthetic twin with random weights and the same tensors takes
 """
 
 import argparse
+import functools
 import os
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 import harness.data
-import harness.machine
-import harness.soak
 import utils
-from harness import PROJECT_VERSION
-from harness.arguments import (
-    CommandLine,
-    device_name,
-    machine_name,
-    path_name,
-    seconds,
-    seed,
-    temperature,
-    whole_number,
-)
-from harness.awake import stay_awake
-from harness.endings import is_out_of_memory
-from harness.environment import settle_environment
-from harness.generation import (
-    COLUMNS,
-    SPEEDS,
-    TEXT_COLUMNS,
-    announce,
-    failed_row,
-    now,
-    num_questions,
-    plan,
-    report,
-    results_path,
-    run_and_collect,
+from harness.llm.experiment import (
+    LanguageModel,
+    add_flags,
+    attempt,
+    print_piece,
+    settle_flags,
     soaked,
-    summarize,
 )
-from harness.launch import require_script
-from harness.process import run_in_fresh_process, value_of
-from harness.questions import QUESTIONS
-from harness.results import UnreadableResults
+from harness.questions import ALL_IN_ONE, GENERATION, PROMPT, WARM_UP_TOKENS
 from harness.soak import SUSTAINED
-from harness.startup import one_line_errors, only_benchmark, require_saving, require_writable
-from harness.sweep import save
 from harness.twins.gguf import ARCHITECTURES
 from harness.twins.mlx_llama import ensure_twin
 
@@ -77,7 +47,16 @@ TWINS = {  # named as the Hub's
     "llama-2-7b": "Llama-2-7b-chat-hf-4bit",
     "tinyllama-1.1b": "TinyLlama-1.1B-Chat-v1.0-4bit",
 }
-EXPERIMENT = utils.Experiment(
+
+
+def add_own_flags(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, twins=list(TWINS))
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="folder, or name on the Hub; default: %(default)s"
+    )
+
+
+EXPERIMENT = LanguageModel(
     title="Llama 2 7B, text generation with MLX",
     place=160,
     chart="mlx_lm_llama_2_7b_chat_4bit_tokens_per_second",
@@ -85,47 +64,10 @@ EXPERIMENT = utils.Experiment(
     backend="mlx",
     task="generation",
     model=TWINS["llama-2-7b"],
-    speeds=SPEEDS,
     model_flags={"max_tokens": 500},
-    quick={
-        "synthetic_model": "tinyllama-1.1b",
-        "num_questions": "1",
-        "num_times_per_question": "2",
-        "max_tokens": "32",
-        "bench_repetitions": "1",
-    },
-    columns=tuple(COLUMNS),
-    text_columns=TEXT_COLUMNS,
-    generations=True,
+    add_flags=add_own_flags,
+    settle_flags=settle_flags,
 )
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="folder, or name on the Hub; default: %(default)s",
-    )
-    add("--num_questions", type=num_questions, default="all", help="all, or 1 to 20")
-    add("--num_times_per_question", type=whole_number, default=5, help="default: %(default)s")
-    add("--max_tokens", type=whole_number, default=500, help="default: %(default)s")
-    add("--bench_repetitions", type=int, default=5, help="of pp512 and tg128; default: 5")
-    add("--max_seconds", type=seconds, help="stop after the row in which they are over")
-    harness.soak.add_flag(add)
-    add("--stream_output", action="store_true", help="print answers while they are generated")
-    add("--device", type=device_name, default="auto", help="auto, cpu, mps, cuda or cuda:N")
-    add("--seed", type=seed, default=42, help="of every answer; default: %(default)s")
-    add("--temperature", type=temperature, default=0.8, help="default: %(default)s")
-    add("--data", choices=["auto", "real", "synthetic"], default="auto",
-        help="auto: a synthetic twin when the default model cannot be reached")  # fmt: skip
-    add("--data_dir", type=path_name, default=Path("data"), help="default: %(default)s")
-    add("--synthetic_model", choices=list(TWINS), default="llama-2-7b",
-        help="which model's twin; default: %(default)s")  # fmt: skip
-    add("--results_dir", type=path_name, default=Path("results"), help="default: %(default)s")
-    add("--machine_name", type=machine_name, help="file the results under this name")
-    return parser.parse_args()
 
 
 # Model
@@ -160,28 +102,25 @@ def find_model(options) -> tuple[str, Path]:
     if given and options.model.count("/") != 1:
         raise utils.UsageError(f"--model={options.model}: neither a folder nor a name on the Hub")
 
-    def fetch():
+    def fetch() -> Path:
         patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
         return harness.data.from_hub(options.model, "model", patterns, options.data_dir)
 
     # What was named is measured, or nothing.
     if harness.data.choose_data("real" if given else options.data, fetch) == "real":
         return options.model.partition("/")[2], fetch()
-    name = TWINS[options.synthetic_model]
-    text = f"[INST] {' '.join(QUESTIONS)} [/INST]"
-    twins = options.data_dir / "synthetic"
-    return name, ensure_twin(name, ARCHITECTURES[options.synthetic_model], text, twins)
+    name, twins = TWINS[options.synthetic_model], options.data_dir / "synthetic"
+    return name, ensure_twin(name, ARCHITECTURES[options.synthetic_model], ALL_IN_ONE, twins)
 
 
 # Measuring
 
+LOADED = []  # by `prepare`, for `measure` in the same process
 
-def measure_all(sender, options) -> list[Path | None]:
-    """Load the model and measure the whole plan; a row is saved as soon as it is there.
 
-    Returns:
-        The files that the rows are in; None of one that only the terminal has.
-    """
+def prepare(options) -> dict:
+    require_gpu(options.device)
+    options.model_name, options.model_path = find_model(options)
     from harness.frameworks import mlx
 
     device = mlx.choose_device(options.device)
@@ -189,80 +128,32 @@ def measure_all(sender, options) -> list[Path | None]:
     from harness.frameworks import mlx_lm
 
     model, tokenizer, config = mlx_lm.load(options.model_path)
-    facts = mlx_lm.shared_columns(model, config, device, options)
-    facts["project_version"] = PROJECT_VERSION
-    asked = QUESTIONS[: options.num_questions]
-    prompts = {question: mlx_lm.prompt_tokens(tokenizer, question) for question in asked}
+    prompts = {q: mlx_lm.prompt_tokens(tokenizer, q) for q in options.questions}
     mlx_lm.require_context(list(prompts.values()), config, options.max_tokens)
-    path = results_path(options.results_dir, facts, EXPERIMENT.results_folder)
-    try:
-        require_saving(path)
-    except UnreadableResults as error:
-        raise utils.UserError(str(error)) from None
-    announce(facts, options)
-    facts["thermal_protocol"] = options.thermal_protocol
-    if options.thermal_protocol == SUSTAINED:
-        facts |= soaked(lambda: mlx_lm.bench_generation(model, tokenizer, config["vocab_size"]))
-    sender.send(facts)
-    sampled = (options.seed, options.temperature)
+    LOADED[:] = model, tokenizer, config["vocab_size"], prompts
+    return mlx_lm.shared_columns(model, config, device, options)
 
-    def measure(question: str) -> dict:
-        if question == "pp512":
-            return mlx_lm.bench_prompt(model, tokenizer, config["vocab_size"])
-        if question == "tg128":
-            return mlx_lm.bench_generation(model, tokenizer, config["vocab_size"])
-        show = print_piece if options.stream_output else None
-        prompt = prompts[question]
-        return mlx_lm.generate(model, tokenizer, prompt, options.max_tokens, *sampled, show)
 
+def measure(points: list[dict], options) -> Iterator[dict]:
+    from harness.frameworks import mlx_lm
+
+    model, tokenizer, vocabulary, prompts = LOADED
+    figures = {PROMPT: mlx_lm.bench_prompt, GENERATION: mlx_lm.bench_generation}
+    show = print_piece if options.stream_output else None
+    sampled = options.seed, options.temperature
+
+    def ask(question: str, max_tokens: int = options.max_tokens, show=show) -> dict:
+        if question in figures:
+            return figures[question](model, tokenizer, vocabulary)
+        return mlx_lm.generate(model, tokenizer, prompts[question], max_tokens, *sampled, show)
+
+    sustained = options.thermal_protocol == SUSTAINED
+    columns = soaked(functools.partial(ask, GENERATION)) if sustained else {}
     # Keeps out of the rows what the first call costs.
-    mlx_lm.generate(model, tokenizer, prompts[asked[0]], min(16, options.max_tokens), *sampled)
-    start, files = time.monotonic(), []
-    generated = False
-    for question, iteration in tqdm(plan(options), desc="mlx-lm", unit=" rows", disable=None):
-        row = {**facts, "question": question, "question_iter": iteration, "started_at": now()}
-        try:
-            row |= {"status": "ok", **measure(question)}
-        except (MemoryError, RuntimeError) as error:
-            status = "out_of_memory" if is_out_of_memory(error) else "error"
-            row |= {"status": status, "error": str(error)}
-        files.append(save(path, row, COLUMNS))
-        sender.send(row)
-        report(row)
-        generated |= bool(row.get("tokens_per_second"))  # a prompt alone is no number to keep
-        if options.max_seconds and generated and time.monotonic() - start >= options.max_seconds:
-            tqdm.write(f"--max_seconds={options.max_seconds:g} are over: the rest is left out")
-            break
-    return files
-
-
-def print_piece(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def main() -> None:
-    options = parse_arguments()
-    facts, rows = {}, []
-    with one_line_errors(rows, options.results_dir), only_benchmark() as alone:
-        stay_awake()
-        require_script(measure_all)
-        options.environment = settle_environment()
-        require_writable(options.results_dir)
-        value_of(run_in_fresh_process(require_gpu, options.device))
-        options.model_name, options.model_path = find_model(options)
-        options.other_benchmark_running = not alone
-        options.other_load_percent, options.busiest = harness.machine.other_load()
-        outcome = run_and_collect(measure_all, options, facts, rows)
-        files = outcome.get("value", [])
-        if outcome["status"] != "ok":
-            rows.append(failed_row(outcome, facts, plan(options)[len(rows)]))
-        path = results_path(options.results_dir, facts, EXPERIMENT.results_folder)
-        if outcome["status"] != "ok":
-            files = [save(path, rows[-1], COLUMNS)]
-            report(rows[-1])
-        summarize(rows, path)
-    sys.exit(any(row["status"] != "ok" for row in rows) or any(file != path for file in files))
+    ask(options.questions[0], min(WARM_UP_TOKENS, options.max_tokens), show=None)
+    rows = (attempt(point, functools.partial(ask, point["question"])) for point in points)
+    return (columns | row for row in rows)
 
 
 if __name__ == "__main__":
-    main()
+    utils.sweep(EXPERIMENT, prepare, measure)

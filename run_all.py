@@ -187,9 +187,9 @@ def run_turns(turns: list[Turn], budget: Budget, state: dict, options) -> None:
 
 def rows_of(experiment: Experiment, options) -> dict[Path, list[dict[str, str]]]:
     """The rows of each file that holds an experiment's results."""
-    own = experiment.results_path(options.results_dir, "*")
+    own = experiment.results_path(options.results_dir, "*", "*")
     rows = {}
-    for path in own.parent.glob("*.csv" if experiment.generations else f"{own.stem}*.csv"):
+    for path in own.parent.glob(f"{own.stem}*.csv"):
         try:
             rows[path] = read_rows(path)[1]
         except UnreadableResults:

@@ -4,6 +4,7 @@ Imports no ML framework, so that `--help` and a bad argument answer at once.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,11 +13,11 @@ from pathlib import Path
 import harness.soak
 from harness.arguments import (
     CommandLine,
-    device_count,
     device_name,
     fraction,
     machine_name,
     names_of,
+    number_or_all,
     path_name,
     seconds,
     seed,
@@ -38,7 +39,15 @@ from harness.startup import (
     require_saving,
     require_writable,
 )
-from harness.sweep import failed, find_max_batch_size, goes_on, measured_rows, save, settle
+from harness.sweep import (
+    failed,
+    find_max_batch_size,
+    goes_on,
+    measure_all,
+    one_by_one,
+    save,
+    settle,
+)
 from harness.terminal import announce, report, summarize
 from harness.torchrun import on_ranks
 
@@ -71,7 +80,7 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
         add("--find_max_batch_size", action="store_true",
             help="find the largest that fits into memory, and measure that one")  # fmt: skip
     add("--repeats", type=whole_number, default=1, help="measure every point so often, in rounds")
-    add(f"--shuffle_{experiment.varied[-1].flag}", dest="shuffle", action="store_true",
+    add(f"--shuffle_{experiment.walked}", dest="shuffle", action="store_true",
         help="walk them in random order (--seed)")  # fmt: skip
     add("--max_seconds", type=seconds, help="end each measurement after this much steady work")
     add("--data", choices=["auto", "real", "synthetic"], default="auto",
@@ -84,7 +93,7 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
         add("--compile", action=argparse.BooleanOptionalAction, default=experiment.compile,
             help="compile the model")  # fmt: skip
     if experiment.backend in ("pytorch", "tensorflow") and experiment.epochs:
-        add("--num_devices", type=device_count, default=1,
+        add("--num_devices", type=number_or_all, default=1,
             help="devices that train together, or all; batch sizes are those of each")  # fmt: skip
     if experiment.backend == "pytorch":
         add_rank_flags(parser)
@@ -96,12 +105,19 @@ def parse_arguments(experiment: Experiment) -> argparse.Namespace:
     add("--machine_name", type=machine_name, help="file the results under this name")
     add("--cooldown", type=seconds, default=0.0, help="seconds of rest between measurements")
     add("--resume", action="store_true", help="skip what has a good row already")
+    if experiment.add_flags:
+        experiment.add_flags(parser)
     options = parser.parse_args()
     if getattr(options, "master_addr", None):
         options.main_address = f"{options.master_addr}:{options.master_port}"
     largest = max(options.batch_sizes) if experiment.epochs else 0
     if largest > experiment.samples > 0:
         parser.error(f"--batch_sizes={largest}: larger than the {experiment.samples:,} samples")
+    if experiment.settle_flags:
+        try:
+            experiment.settle_flags(options)
+        except UsageError as error:
+            parser.error(str(error))
     return options
 
 
@@ -126,23 +142,34 @@ def add_model_flags(parser: argparse.ArgumentParser, experiment: Experiment) -> 
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true", help="another configuration")
         elif isinstance(default, tuple):
-            parser.add_argument(flag, choices=default, default=default[0])
+            parser.add_argument(
+                flag, choices=default, default=default[0], help="default: %(default)s"
+            )
         else:
             kind = whole_number if isinstance(default, int) else fraction
             parser.add_argument(flag, type=kind, default=default, help="default: %(default)s")
 
 
 def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
-    """Measure every point of the command line, each in a fresh process, and exit.
+    """Measure every point of the command line in fresh processes, and exit.
 
     Args:
         prepare: `prepare(options)`: fetches data, returns the columns that every row shares.
         measure: `measure(batch_size, options)`, or whatever the experiment varies: trains, returns
             the columns it measured. `options` are the command line's, with `data` as `prepare`
-            settled it.
+            settled it. Of an experiment that one process measures: `measure(points, options)`, an
+            iterator of their rows.
     """
     options = parse_arguments(experiment)
     rows, files = [], []
+
+    def keep(row: dict) -> None:
+        if getattr(options, "machine_rank", 0):
+            return  # machine 0 has the numbers, and writes them
+        rows.append(row)
+        files.append(save(path, row, experiment.header))
+        report(experiment, row | experiment.scaling(row, saved))
+
     with ExitStack() as stack:
         stack.enter_context(one_line_errors(rows, options.results_dir))
         alone = stack.enter_context(only_benchmark())
@@ -151,13 +178,15 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         environment = settle_environment()
         if hasattr(options, "num_machines"):
             prepare, measure = on_ranks(prepare, measure, options)
+        if not experiment.one_process:
+            measure = functools.partial(one_by_one, measure)
         raise_open_files_limit()
         require_writable(options.results_dir)
         first = stack.enter_context(FreshProcess())
         facts = settle(experiment, options, prepare, first)
         if not goes_on(experiment, options):
             first = first.leave()
-        path = experiment.results_path(options.results_dir, facts["machine"])
+        path = experiment.results_path(options.results_dir, facts["machine"], facts.get("model"))
         require_saving(path)
         _, saved = read_rows(path)
         facts["other_load_percent"], busiest = other_load()
@@ -166,11 +195,6 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         announce(experiment, options, facts, busiest)
         if getattr(options, "find_max_batch_size", False):
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
-        for row in measured_rows(experiment, options, facts, measure, saved, first):
-            if getattr(options, "machine_rank", 0):
-                continue  # machine 0 has the numbers, and writes them
-            rows.append(row)
-            files.append(save(path, row, experiment.header))
-            report(experiment, row | experiment.scaling(row, saved))
-        summarize(experiment, rows, [file for file in dict.fromkeys(files) if file])
+        measure_all(experiment, options, facts, measure, saved, keep, first)
+        summarize(experiment, rows, [file for file in dict.fromkeys(files) if file], options)
     sys.exit(any(failed(row) for row in rows) or any(file != path for file in files))

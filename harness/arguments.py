@@ -40,13 +40,15 @@ NOT_NEEDED = {
 class CommandLine(argparse.ArgumentParser):
     """A parser that takes what people type where its meaning is plain, else names the near flag.
 
+    A flag that is added again is another one from then on.
+
     `--batch-sizes`, `--batch_sizes 32 64`, quotes and dashes of word processors, and flags of
     other benchmarks are read as what they mean. An unknown flag ends the program with exit code 2.
     """
 
     def __init__(self, description: str):
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=form)
+        super().__init__(description=description, formatter_class=form, conflict_handler="resolve")
 
     def parse_known_args(self, args=None, namespace=None):
         open_streams()
@@ -194,7 +196,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def device_count(text: str) -> int | str:
+def number_or_all(text: str) -> int | str:
     try:
         return text if text == "all" else whole_number(text)
     except ArgumentTypeError:

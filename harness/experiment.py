@@ -3,6 +3,9 @@
 A script's `EXPERIMENT` is the only place that knows these things; sweep and readers ask it.
 """
 
+import argparse
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +79,12 @@ class Experiment:
     model_flags: dict[str, int | float | bool | tuple[str, ...]] = field(default_factory=dict)
     # Flags that change nothing that is measured, with their help.
     switches: dict[str, str] = field(default_factory=dict)
+    # `add_flags(parser)` adds those that only this experiment has, or has in another form;
+    # `settle_flags(options)` settles what flags leave open, or raises UsageError.
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+    settle_flags: Callable[[argparse.Namespace], None] | None = None
+    # Whether one process measures all points, and hands over their rows: it loads a model once.
+    one_process: bool = False
     # Flags of a first look: seconds on a slow machine, where the defaults take many minutes.
     quick: dict[str, str] = field(default_factory=dict)
     # Every row's columns after what is varied, in order; which of those that harness.columns does
@@ -115,8 +124,29 @@ class Experiment:
         """What a chart has along its axis: the whole set, else what is varied last."""
         return next((v for v in self.varied if v.column == self.whole_set), self.varied[-1])
 
-    def results_path(self, results_dir: Path, machine: str) -> Path:
-        """The one CSV file of this experiment on `machine`."""
+    @property
+    def walked(self) -> str:
+        """What a sweep walks through, as flags call it: `batch_sizes`."""
+        return self.varied[-1].flag
+
+    @property
+    def size(self) -> Varied | None:
+        """What is varied last, where that is a number: beyond one too large, none is tried."""
+        *_, last = self.varied or (None,)
+        return None if last is None or last.choices else last
+
+    def points(self, options: argparse.Namespace) -> list[dict]:
+        """What is measured once, in order: a value of each column that is varied."""
+        columns = [varied.column for varied in self.varied]
+        lists = [getattr(options, varied.flag) for varied in self.varied]
+        return [dict(zip(columns, values, strict=True)) for values in itertools.product(*lists)]
+
+    def results_path(self, results_dir: Path, machine: str, model: str | None = None) -> Path:
+        """The one CSV file of this experiment on `machine`.
+
+        Args:
+            model: the one that was measured, where that is the user's choice.
+        """
         name = f"{machine}_{self.dataset}_{self.model}_{self.input_size}_{self.backend}_results.csv"
         return results_dir / self.results_folder / name
 
@@ -196,3 +226,7 @@ class Experiment:
     def name(self, point: dict) -> str:
         """What the terminal calls a point, or the row of one: `batch size 32`."""
         return ", ".join(f"{varied.axis} {point[varied.column]}" for varied in self.varied)
+
+    def summary(self, rows: list[dict], options: argparse.Namespace) -> list[str]:
+        """What is said of all rows in the end; nothing where a table of them says it."""
+        return []

@@ -5,7 +5,7 @@ Columns, widths and units are those of its markdown_printer (tools/llama-bench/l
 
 import statistics
 
-from harness.generation import figure_parts
+from harness.questions import SPEED_OF, figure_parts
 
 BACKENDS = {"cpu": "CPU", "cuda": "CUDA", "metal": "MTL", "vulkan": "Vulkan"}
 
@@ -52,7 +52,7 @@ def test_name(figure: str) -> str:
 
 
 def speed(rows: list[dict], figure: str) -> str:
-    column = {"pp512": "prompt_tokens_per_second", "tg128": "tokens_per_second"}
-    values = [row[column[figure_parts(figure)[0]]] for row in rows if row["question"] == figure]
+    column = SPEED_OF[figure_parts(figure)[0]]
+    values = [row[column] for row in rows if row["question"] == figure]
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.2f} ± {spread:.2f}"

@@ -143,6 +143,7 @@ def _listen(receiver, process, progress: Callable, patience, on_row: Callable) -
                 return message
             if isinstance(message, Row):
                 on_row(message.columns)
+                receiver.send(None)
         elif not alive:
             raise EOFError
         else:
@@ -190,8 +191,13 @@ def tell(stage: str, detail: str = "", seconds_left: float | None = None) -> Non
 
 
 def hand_over(columns: dict) -> None:
-    """Give a whole row to the waiting process, which keeps it whatever becomes of this one."""
+    """Give a whole row to the waiting process, which keeps it whatever becomes of this one.
+
+    What follows is measured once that is done: writing a file takes a core.
+    """
     _send(Row(columns))
+    if _parent:
+        _parent.recv()
 
 
 def _send(message: tuple | str) -> None:

@@ -1,9 +1,18 @@
-"""What the LLM experiments ask: twenty everyday questions, or those of a file, as a chat."""
+"""What language models are asked: llama-bench's figures, and questions as a chat."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from harness.process import UsageError, UserError
+
+# llama-bench's standard prompt and generation, in tokens, and how it calls these two figures.
+PP_TOKENS, TG_TOKENS = 512, 128
+PROMPT, GENERATION = f"pp{PP_TOKENS}", f"tg{TG_TOKENS}"
+# The column of a figure's speed.
+SPEED_OF = {PROMPT: "prompt_tokens_per_second", GENERATION: "tokens_per_second"}
+WARM_UP_TOKENS = 16  # of a short answer that is not counted
+SAMPLING = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama.cpp's own defaults
+LLAMA2_PROMPT = "[INST] {} [/INST]"  # of Llama 2, whose files are older than chat templates
 
 QUESTIONS = [
     "How does a refrigerator keep food cold? Explain it step by step.",
@@ -29,8 +38,30 @@ QUESTIONS = [
 ]
 
 
-def questions_to_ask(file: Path | None, number: int | None) -> list[str]:
-    """The first `number` questions (None: all) of a file with one a line, or of the twenty.
+ALL_IN_ONE = LLAMA2_PROMPT.format(" ".join(QUESTIONS))  # the words that a twin knows
+
+
+def figures_of(depths: list[int], parallel: list[int]) -> list[str]:
+    """llama-bench's figures with so many tokens in the cache, and of so many sequences at once.
+
+    `pp512`, `tg128`; `pp512@d4096` after 4096 tokens; `pp512@p4` for 4 prompts in one batch.
+    """
+    ends = ["" if depth == 0 else f"@d{depth}" for depth in depths]
+    ends += ["" if count == 1 else f"@p{count}" for count in parallel]
+    return [figure + end for end in dict.fromkeys(ends) for figure in SPEED_OF]
+
+
+def figure_parts(question: str) -> tuple[str, int, int] | None:
+    """Figure, depth and sequences in parallel of `tg128@d4096`; None of a question."""
+    figure, _, end = question.partition("@")
+    if figure not in SPEED_OF:
+        return None
+    number = int(end[1:] or 0)
+    return figure, number if end.startswith("d") else 0, number if end.startswith("p") else 1
+
+
+def questions_to_ask(file: Path | None, number: int | str) -> list[str]:
+    """The first `number` questions, or `all`, of a file with one a line, or of the twenty.
 
     Raises:
         UsageError: the file cannot be read, or there are fewer questions.
@@ -43,7 +74,7 @@ def questions_to_ask(file: Path | None, number: int | None) -> list[str]:
             problem = getattr(error, "strerror", None) or "it is no UTF-8 text"
             raise UsageError(f"--questions_file={file}: {problem}") from None
         questions = list(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
-    number = number or len(questions)
+    number = len(questions) if number == "all" else number
     if not 1 <= number <= len(questions):
         raise UsageError(f"--num_questions={number}: there are {len(questions)} questions")
     return questions[:number]

@@ -1,10 +1,9 @@
-"""The sweep: each point of an experiment in a fresh process, saved the moment it ends.
+"""The sweep: points of an experiment in fresh processes, each row saved the moment it is there.
 
 A point is one value of each column that the experiment varies, such as {"batch_size": 32}.
 """
 
 import argparse
-import itertools
 import random
 import sys
 import tempfile
@@ -18,8 +17,10 @@ from tqdm import tqdm
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
 from harness.disturbance import Times, other_load_percent
+from harness.endings import BROKEN_HEAP
 from harness.experiment import Experiment
-from harness.process import FreshProcess, UserError, value_of
+from harness.nvidia import driver_version
+from harness.process import FreshProcess, UserError, hand_over, value_of
 from harness.results import append_row
 from harness.soak import COLD
 from harness.swap import swapped_out, written_gb
@@ -65,63 +66,89 @@ def goes_on(experiment: Experiment, options) -> bool:
 
     A training's, where every import counts twice otherwise. Other libraries read the number of
     threads as they are imported, ranks have processes of their own, and a search for the largest
-    batch size wants all memory.
+    batch size wants all memory. One process that measures all points has loaded the model.
     """
     alone = getattr(options, "num_devices", 1) == getattr(options, "num_machines", 1) == 1
-    return bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
+    training = bool(experiment.epochs) and alone and not getattr(options, "find_max_batch_size", 0)
+    return training or experiment.one_process
 
 
 def points(experiment: Experiment, options: argparse.Namespace) -> list[tuple[int, dict]]:
     """(round, point) in the order of measuring; every round has each point once."""
     order = random.Random(options.seed)
-    columns = [varied.column for varied in experiment.varied]
-    lists = [getattr(options, varied.flag) for varied in experiment.varied]
     walk = []
     for round_ in range(options.repeats):
-        turn = [dict(zip(columns, values, strict=True)) for values in itertools.product(*lists)]
+        once = experiment.points(options)
         if options.shuffle:
-            order.shuffle(turn)
-        walk += [(round_, point) for point in turn]
+            order.shuffle(once)
+        walk += [(round_, point) for point in once]
     return walk
 
 
-def measured_rows(
-    experiment: Experiment, options, facts: dict, measure: Callable, saved: list[dict], process=None
-) -> Iterator[dict]:
-    """Yield a row per point; after one that ran out of memory, larger ones are skipped.
+def measure_all(
+    experiment: Experiment,
+    options,
+    facts: dict,
+    measure: Callable,
+    saved: list[dict],
+    keep: Callable[[dict], None],
+    process=None,
+) -> None:
+    """Measure every point; after one that ran out of memory, larger ones are skipped.
 
     Args:
         facts: the columns that every row shares.
+        measure: see `hand_over_rows`.
         saved: rows of earlier runs, for --resume.
-        process: a `FreshProcess` for the first point; every other one has its own.
+        keep: gets each row as soon as it is there.
+        process: a `FreshProcess` for the first points; all others have their own.
     """
-    size = experiment.varied[-1]
-    too_large = {}
-    measured_before = False
     walk = points(experiment, options)
-    bar = tqdm(walk, desc="sweep", unit=f" {size.flag.replace('_', ' ')}", disable=None)
-    for number, (round_, point) in enumerate(bar):
+    turns = [walk] if experiment.one_process else [[each] for each in walk]
+    too_large = {}
+    unit = f" {experiment.walked.replace('_', ' ')}"
+
+    def complete(row: dict) -> None:
+        if memory_ran_out(row) and experiment.size:
+            *kind, value = (row[varied.column] for varied in experiment.varied)
+            too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
+        keep(row)
+        bar.update()
+
+    measured_before = False
+    with tqdm(total=len(walk), desc="sweep", unit=unit, disable=None) as bar:
+        for number, turn in enumerate(turns):
+            left = not_skipped(experiment, options, facts, saved, turn, too_large)
+            bar.update(len(turn) - len(left))
+            if not left:
+                continue
+            if measured_before:
+                time.sleep(options.cooldown)
+            first, measured_before = not measured_before, True
+            progress = Progress(experiment.name(left[0]), of=len(turns) - number if first else 0)
+            measure_points(experiment, left, options, facts, measure, complete, progress, process)
+            process = None
+
+
+def not_skipped(
+    experiment: Experiment, options, facts: dict, saved: list[dict], turn: list, too_large: dict
+) -> list[dict]:
+    """The points of a turn that are to be measured; of others it is said why they are not."""
+    left = []
+    for round_, point in turn:
         *kind, value = point.values()
         limit = too_large.get(tuple(kind))
-        if limit is not None and value >= limit:
-            tqdm.write(f"{experiment.name(point)}: skipped, {limit} did not fit into memory")
-            continue
         row = facts_of(point, facts)
-        wanted = experiment.configuration(row)
-        good = good_rows(experiment, saved, wanted, whole=not options.max_seconds)
-        if options.resume and good > round_:
-            why = "skipped, it has a good row already (--resume)"
-            tqdm.write(f"{experiment.name(point)}: {why}")
+        wanted, whole = experiment.configuration(row), not options.max_seconds
+        if limit is not None and value >= limit:
+            why = f"{limit} did not fit into memory"
+        elif options.resume and good_rows(experiment, saved, wanted, whole) > round_:
+            why = "it has a good row already (--resume)"
+        else:
+            left.append(point)
             continue
-        if measured_before:
-            time.sleep(options.cooldown)
-        first, measured_before = not measured_before, True
-        progress = Progress(experiment.name(point), of=len(walk) - number if first else 0)
-        row = measure_point(point, options, facts, measure, progress, process)
-        process = None
-        if memory_ran_out(row) and not size.choices:
-            too_large[tuple(kind)] = min(value, too_large.get(tuple(kind), value))
-        yield row
+        tqdm.write(f"{experiment.name(point)}: skipped, {why}")
+    return left
 
 
 def facts_of(point: dict, facts: dict) -> dict:
@@ -143,31 +170,106 @@ def good_rows(experiment: Experiment, saved: list[dict], wanted: dict, whole: bo
     )
 
 
-def measure_point(
-    point: dict, options, facts: dict, measure: Callable, progress: Callable, process=None
-) -> dict:
-    """The row of one point, whatever became of it; measured in a fresh process, or that given."""
-    row = facts_of(point, facts)
-    row["started_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    swapped, before, pauses = swapped_out(), Times.now(), Pauses()
+class Meanwhile:
+    """What this process sees of the machine while another one measures a point."""
+
+    def __init__(self):
+        self.pauses = Pauses()
+        self.begin()
+
+    def begin(self) -> None:
+        self.started = datetime.now(UTC)
+        self.swapped, self.before = swapped_out(), Times.now()
+
+    def columns(self) -> dict:
+        """Columns of the time since the last ones; those that are not known are left out."""
+        found = {
+            "started_at": self.started.isoformat(timespec="seconds"),
+            "other_load_percent": other_load_percent(Times.now().since(self.before)),
+            "disturbance": SUSPENDED if self.pauses.since_last() else None,
+            "swap_written_gb": written_gb(self.swapped, swapped_out()),
+        }
+        self.begin()
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def measure_points(
+    experiment: Experiment,
+    points: list[dict],
+    options,
+    facts: dict,
+    measure: Callable,
+    keep: Callable[[dict], None],
+    progress: Progress,
+    process=None,
+) -> None:
+    """Have one process measure points, a fresh one or that given; `keep` gets the row of each.
+
+    Where it ends before it has measured all, the row of the next point says how; that is the last.
+    """
+    left, meanwhile = list(points), Meanwhile()
+
+    def complete(columns: dict) -> None:
+        point = left.pop(0) if left else points[-1]
+        while left and any(columns.get(name, value) != value for name, value in point.items()):
+            point = left.pop(0)  # the row before stands for it
+        # Of all that the process did; a clock knows these of the time that it measured.
+        seen = {n: value for n, value in meanwhile.columns().items() if n in experiment.columns}
+        keep({**facts_of(point, facts), **seen, "status": "ok", **columns})
+        if left:
+            progress.enter(experiment.name(left[0]), time.monotonic())
+
     patience = PATIENCE if hasattr(options, "epochs") else PATIENCE_WITH_FITS
+    asked = measure, points, options, experiment.speeds[0].column
     with process or FreshProcess() as process:
         outcome = process.call(
-            measure, *point.values(), options, progress=progress, patience=patience
+            hand_over_rows, *asked, progress=progress, patience=patience, on_row=complete
         )
-    # Of the whole process; a clock knows these of the time that it measured.
-    load = other_load_percent(Times.now().since(before))
-    row["other_load_percent"] = row.get("other_load_percent") if load is None else load
-    row["disturbance"] = SUSPENDED if pauses.since_last() else None
-    row["swap_written_gb"] = written_gb(swapped, swapped_out())
-    if outcome["status"] == "ok":
-        row |= outcome["value"]
-    else:
-        row["error"] = outcome["error"]
-        if outcome["status"] == "error":
-            tqdm.write(outcome.get("details", outcome["error"]), file=sys.stderr)
-    row["status"] = "error" if outcome["status"] == "user_error" else outcome["status"]
-    return row
+    if outcome["status"] != "ok":
+        complete(failure(outcome, facts))
+    elif outcome["value"]:
+        tqdm.write(outcome["value"])
+
+
+def hand_over_rows(measure: Callable, points: list[dict], options, speed: str) -> str:
+    """In the fresh process: hand over each row as soon as it is there.
+
+    Args:
+        measure: `measure(points, options)`: an iterator of rows. What it does before it returns one
+            is no part of --max_seconds.
+        speed: a column that says how fast it was; none ends before a row has it.
+
+    Returns:
+        Why not all points were measured; empty where they were.
+    """
+    rows = measure(points, options)
+    start, has_speed = time.monotonic(), False
+    for number, row in enumerate(rows, start=1):
+        hand_over(row)
+        has_speed |= bool(row.get(speed))
+        if number == len(points):
+            continue
+        if options.max_seconds and has_speed and time.monotonic() - start >= options.max_seconds:
+            return f"--max_seconds={options.max_seconds:g} are over: the rest is left out"
+        time.sleep(options.cooldown)
+    return ""
+
+
+def one_by_one(measure: Callable, points: list[dict], options) -> Iterator[dict]:
+    """The rows of points that know nothing of each other."""
+    return (measure(*point.values(), options) for point in points)
+
+
+def failure(outcome: dict, facts: dict) -> dict:
+    """The columns that say how a process ended."""
+    error = outcome["error"]
+    if BROKEN_HEAP.search(error):
+        driver = driver_version()
+        error += f"; {facts['framework']}" + (f", NVIDIA driver {driver}" if driver else "")
+    if outcome["status"] == "error":
+        tqdm.write(outcome.get("details", error), file=sys.stderr)
+    status = "error" if outcome["status"] == "user_error" else outcome["status"]
+    return {"status": status, "error": error}
 
 
 def find_max_batch_size(experiment: Experiment, options, facts: dict, measure: Callable) -> int:
@@ -177,11 +279,14 @@ def find_max_batch_size(experiment: Experiment, options, facts: dict, measure: C
         UserError: not even that one fits, or a try fails for another reason than memory.
     """
     trial = argparse.Namespace(**{**vars(options), **TRIAL})
+    rows = []
     fits, too_large = 0, experiment.samples + 1
     size = min(options.batch_sizes[0], experiment.samples)
     while too_large - fits > max(1, fits // 50):  # to 2 %
         progress = Progress(f"batch size {size}")
-        row = measure_point({"batch_size": size}, trial, facts, measure, progress)
+        point = {"batch_size": size}
+        measure_points(experiment, [point], trial, facts, measure, rows.append, progress)
+        row = rows[-1]
         if failed(row):
             raise UserError(f"--find_max_batch_size: batch size {size}: {row['error']}")
         if memory_ran_out(row):

@@ -74,9 +74,10 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
     walked = [(v.flag.replace("_", " "), getattr(options, v.flag)) for v in experiment.varied]
     lists = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in walked)
-    print(
-        f"{experiment.model} on {experiment.dataset} ({facts['data']} data), {facts['framework']}"
-    )
+    model = facts.get("model", experiment.model)
+    on = f" on {experiment.dataset}" if experiment.dataset else ""
+    kind = ", ".join(filter(None, [f"{facts['data']} data", facts.get("quantization")]))
+    print(f"{model}{on} ({kind}), {facts['framework']}")
     precision = f", {options.precision}" if hasattr(options, "precision") else ""
     devices = facts.get("num_devices") or 1
     together = f" ({devices} that train together)" if devices > 1 else ""
@@ -84,7 +85,7 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     repeats = f", {options.repeats} times" if options.repeats > 1 else ""
     count = getattr(options, "epochs", None)
     epochs = f"; {count} epoch{'s' * (count > 1)} each" if count else ""
-    print(f"{lists}{epochs}{repeats}")
+    print(f"{lists or f'{len(experiment.points(options))} rows'}{epochs}{repeats}")
     for note in disturbances(facts, busiest):
         print(f"Note: {note}")
     print(end="", flush=True)
@@ -129,10 +130,12 @@ def report(experiment, row: dict) -> None:
     if row["status"] != "ok":
         tqdm.write(f"{name}: {row['status']}: {row['error']}")
         return
-    speed = experiment.speeds[0]
+    speeds = [f"{digits(row[s.column])} {s.unit}" for s in experiment.speeds if row.get(s.column)]
     rate = row.get("samples_per_second")
     rate = f", {rate:,.1f} samples/s" if rate else ""
-    tqdm.write(f"{name}: {digits(row[speed.column])} {speed.unit}{rate}")
+    tqdm.write(f"{name}: {(speeds or ['too short for a rate'])[0]}{rate}")
+    if experiment.one_process:
+        return  # in the end it is said of all rows together
     remarks = [row[name] for name in experiment.remarks if row.get(name)]
     for verdict in [*remarks, *verdicts(row, experiment.classes)]:
         tqdm.write(f"    {verdict}")
@@ -212,11 +215,16 @@ def input_bound(row) -> bool:
     return not rate + half_width >= row["compute_samples_per_second"]
 
 
-def summarize(experiment, rows: list[dict], files: list[Path]) -> None:
+def summarize(experiment, rows: list[dict], files: list[Path], options) -> None:
     """The table at the end, and the files that hold the rows."""
     if not rows:
         print("Nothing was left to measure.")
         return
+    print("\n" + "\n".join(experiment.summary(rows, options) or [table_of(experiment, rows)]))
+    print("\nResults: " + ", ".join(map(str, files)))
+
+
+def table_of(experiment, rows: list[dict]) -> str:
     import pandas as pd
 
     shown = {varied.column: varied.axis for varied in experiment.varied}
@@ -231,5 +239,4 @@ def summarize(experiment, rows: list[dict], files: list[Path]) -> None:
     }
     table = pd.DataFrame(rows).fillna(math.nan)  # an empty column of None would say so
     table = table[[name for name in shown if name in table]].rename(columns=shown)
-    print("\n" + table.to_string(index=False, na_rep="", float_format=digits))
-    print("\nResults: " + ", ".join(map(str, files)))
+    return table.to_string(index=False, na_rep="", float_format=digits)

@@ -40,10 +40,9 @@ class Turn:
     @property
     def size(self) -> int | None:
         """The number that is varied last; None where that is a name, or nothing."""
-        *_, last = self.experiment.varied or (None,)
-        if last is None or last.choices:
+        if not self.experiment.size:
             return None
-        digits = self.flags.get(last.flag, "").replace("_", "")
+        digits = self.flags.get(self.experiment.size.flag, "").replace("_", "")
         return int(digits) if digits.isdigit() else None
 
     @property

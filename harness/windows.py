@@ -107,6 +107,14 @@ def student_t(count: int) -> float:
     return float(stdtrit(count - 1, 0.975))
 
 
+def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and half-width of its 95 % t interval; None for a single value."""
+    if len(values) < 2:
+        return values[0], None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), student_t(len(values)) * error
+
+
 def rate_of(windows: list[Window]) -> float:
     """Samples per second over `windows`."""
     return sum(w.samples for w in windows) / sum(w.seconds for w in windows)

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from harness.experiment import Experiment
-from harness.generation import figure_parts
+from harness.questions import figure_parts
 from harness.terminal import input_bound
 from reporting.drawing import (
     draw_curves,

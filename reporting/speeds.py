@@ -10,8 +10,9 @@ import re
 import pandas as pd
 
 from harness.experiment import Experiment, Speed
-from harness.generation import figure_parts, mean_and_interval
 from harness.process import UserError
+from harness.questions import SPEED_OF, figure_parts
+from harness.windows import mean_and_interval
 from reporting.tables import Results, table
 
 COLUMNS = [
@@ -138,11 +139,10 @@ def token_speeds(results: Results, also_by: tuple[str, ...] = ()) -> pd.DataFram
     for _, rows in good.groupby(key, dropna=False):
         figures = {q: figure_parts(q) for q in rows["question"].unique() if figure_parts(q)}
         asked = ~rows["question"].isin(figures)
-        column_of = {"tg128": "tokens_per_second", "pp512": "prompt_tokens_per_second"}
         for measure, chosen, column in (
             ("generation", asked, "tokens_per_second"),
             ("prompt", asked, "prompt_tokens_per_second"),
-            *((q, rows["question"] == q, column_of[parts[0]]) for q, parts in figures.items()),
+            *((q, rows["question"] == q, SPEED_OF[parts[0]]) for q, parts in figures.items()),
         ):
             measured = rows[chosen & (rows[column] > 0)]
             if len(measured):

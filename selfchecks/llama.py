@@ -17,6 +17,7 @@ import llama_cpp
 import numpy as np
 
 from harness.frameworks import llama, llama_bench, llama_text
+from harness.questions import SAMPLING
 from harness.twins.gguf import Architecture, tensors, write_twin
 from selfchecks.pairs import interleaved_ratios
 
@@ -83,10 +84,10 @@ def bare_generation(context, prompt: list[int]) -> None:
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     for sampler in (
         llama_cpp.llama_sampler_init_penalties(vocabulary_size, 64, 1.0, 0.0, 0.0),
-        llama_cpp.llama_sampler_init_top_k(40),
+        llama_cpp.llama_sampler_init_top_k(SAMPLING["top_k"]),
         llama_cpp.llama_sampler_init_typical(1.0, 1),
-        llama_cpp.llama_sampler_init_top_p(0.95, 1),
-        llama_cpp.llama_sampler_init_min_p(0.05, 1),
+        llama_cpp.llama_sampler_init_top_p(SAMPLING["top_p"], 1),
+        llama_cpp.llama_sampler_init_min_p(SAMPLING["min_p"], 1),
         llama_cpp.llama_sampler_init_temp(TEMPERATURE),
         llama_cpp.llama_sampler_init_dist(SEED),
     ):

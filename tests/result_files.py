@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import PROJECT_VERSION
 from harness.columns import COLUMNS
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
 from harness.results import append_row
 
 # folder, rest of the file name, batch sizes, seconds per epoch at speed 1 and the first of them

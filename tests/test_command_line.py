@@ -84,7 +84,7 @@ def test_a_machine_is_read_back_under_the_name_it_was_given(monkeypatch, name):
 def test_paths_with_blanks_and_negative_numbers_of_the_llm(monkeypatch):
     words = ["--path_to_gguf_model=“~/my", "models/x.gguf”", "--n_gpu_layers", "-1", "--n-ctx=9"]
     monkeypatch.setattr(sys, "argv", ["llama2_test.py", *words])
-    options = llama2_test.parse_arguments()
+    options = utils.parse_arguments(llama2_test.EXPERIMENT)
     assert options.model == "~/my models/x.gguf"  # a name on the Hub or a path, told apart later
     assert (options.n_gpu_layers, options.n_ctx) == (-1, 9)
 

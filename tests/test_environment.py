@@ -10,7 +10,7 @@ import pytest
 
 from harness.columns import COLUMNS
 from harness.environment import CLUSTER, OVERRIDES, settle_environment
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """

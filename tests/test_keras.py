@@ -167,7 +167,8 @@ def test_resume_knows_each_backends_version(prepared, monkeypatch):
     monkeypatch.setattr(harness.sweep, "FreshProcess", lambda: Answers(lambda *_: good))
 
     def rows(saved):
-        measured = harness.sweep.measured_rows(script.EXPERIMENT, options, facts, None, saved)
+        measured = []
+        harness.sweep.measure_all(script.EXPERIMENT, options, facts, None, saved, measured.append)
         return [
             {name: harness.results.to_cell(value) for name, value in row.items()}
             for row in measured

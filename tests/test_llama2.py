@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from signals import hear_signals
 
-import harness.generation
 import harness.twins.gguf
 import llama2_test as script
 import utils
 from harness import gguf_file
 from harness.frameworks import llama, llama_text
-from harness.questions import QUESTIONS
+from harness.llm.experiment import COLUMNS
+from harness.questions import ALL_IN_ONE, LLAMA2_PROMPT, QUESTIONS
+from harness.windows import mean_and_interval
 
 ROOT = Path(__file__).parent.parent
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 32000, 2048, 1e-6)
@@ -29,8 +30,7 @@ QUICK = ("--num_questions=1", "--num_times_per_question=2", "--max_tokens=8", "-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    text = llama_text.LLAMA2_PROMPT.format(" ".join(QUESTIONS))
-    return harness.twins.gguf.ensure_twin(TINY, text, folder)
+    return harness.twins.gguf.ensure_twin(TINY, ALL_IN_ONE, folder)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_rows_of_a_run(model, tmp_path):
     for figure in ("pp512", "tg128", "answers"):
         assert re.search(rf"^{figure} .*\d \+/- \S+ tokens/s \(2 rows\)$", done.stdout, re.M)
     saved = rows(tmp_path)
-    assert list(saved[0]) == harness.generation.COLUMNS
+    assert tuple(saved[0]) == COLUMNS
     assert [(row["question"], row["question_iter"]) for row in saved] == [
         ("pp512", "1"), ("pp512", "2"), ("tg128", "1"), ("tg128", "2"),
         (QUESTIONS[0], "1"), (QUESTIONS[0], "2"),
@@ -204,7 +204,7 @@ def text_of(llm, tokens):
 
 def test_words_of_the_questions_are_tokens(context):
     for question in QUESTIONS:
-        prompt = llama_text.LLAMA2_PROMPT.format(question)
+        prompt = LLAMA2_PROMPT.format(question)
         pieces = re.findall(r"[A-Za-z]+|[^A-Za-z\s]", prompt)
         tokens = llama_text.prompt_tokens(context.llm, question)
         assert text_of(context.llm, tokens) == ["", *pieces]
@@ -342,7 +342,7 @@ def test_no_network(tmp_path, monkeypatch):
 
 def test_auto_falls_back_to_the_twin(hub, tmp_path, monkeypatch):
     hub.fault = "500"
-    monkeypatch.setattr(harness.twins.gguf, "ARCHITECTURES", {"llama-2-7b": TINY})
+    monkeypatch.setattr(script, "ARCHITECTURES", {"llama-2-7b": TINY})
     options = Namespace(model=script.DEFAULT_MODEL, data="auto",
                         data_dir=tmp_path, synthetic_model="llama-2-7b")  # fmt: skip
     assert script.find_model(options) == tmp_path / "synthetic/tiny.Q4_0.gguf"
@@ -364,7 +364,7 @@ def start_and_wait_for_a_row(model, tmp_path):
         preexec_fn=hear_signals,
     )
     for line in process.stdout:
-        if "(1)" in line:
+        if "tokens/s" in line:
             break
     return process
 
@@ -397,9 +397,9 @@ def test_crash_of_llama_cpp_costs_one_row(model, tmp_path):
 
 
 def test_mean_and_interval():
-    mean, half_width = harness.generation.mean_and_interval([1.0, 2.0, 3.0])
+    mean, half_width = mean_and_interval([1.0, 2.0, 3.0])
     assert (mean, half_width) == (2.0, pytest.approx(2.4841, abs=1e-4))
-    assert harness.generation.mean_and_interval([4.0]) == (4.0, None)
+    assert mean_and_interval([4.0]) == (4.0, None)
 
 
 def test_max_seconds_never_ends_before_a_token_is_generated(model, tmp_path):
@@ -407,3 +407,28 @@ def test_max_seconds_never_ends_before_a_token_is_generated(model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row["question"] for row in rows(tmp_path)] == ["pp512", "tg128"]
     assert float(rows(tmp_path)[-1]["tokens_per_second"]) > 0
+
+
+def test_resume_asks_what_has_no_good_row(model, tmp_path):
+    asked = (f"--model={model}", "--num_questions=1", "--max_tokens=4", "--n_threads=1")
+    once = ("--bench_repetitions=1", "--num_times_per_question=1")
+    assert run(tmp_path, *asked, *once).returncode == 0
+    twice = ("--bench_repetitions=1", "--num_times_per_question=2")
+    done = run(tmp_path, *asked, *twice, "--resume")
+    assert done.returncode == 0 and "pp512 (1): skipped" in done.stdout
+    names = [(row["question"], row["question_iter"]) for row in rows(tmp_path)]
+    question = QUESTIONS[0]
+    assert names == [("pp512", "1"), ("tg128", "1"), (question, "1"), (question, "2")]
+    # Another configuration has no row yet.
+    run(tmp_path, *asked, *once, "--resume", "--flash_attn=off")
+    assert len(rows(tmp_path)) == 7
+
+
+def test_shuffled_questions_are_the_seeds(model, tmp_path):
+    asked = (f"--model={model}", "--num_questions=4", "--num_times_per_question=1",
+             "--max_tokens=2", "--bench_repetitions=1", "--n_threads=1", "--seed=1")  # fmt: skip
+    for _ in range(2):
+        assert run(tmp_path, *asked, "--shuffle_questions").returncode == 0
+    names = [row["question"] for row in rows(tmp_path)]
+    in_order = ["pp512", "tg128", *QUESTIONS[:4]]
+    assert names[:6] == names[6:] != in_order and sorted(names[:6]) == sorted(in_order)

@@ -3,7 +3,7 @@
 import pytest
 import result_files as files
 
-from harness.generation import COLUMNS
+from harness.llm.experiment import COLUMNS
 from harness.results import append_row, read_rows
 from reporting import charts
 from reporting.speeds import token_speeds

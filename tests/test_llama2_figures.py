@@ -13,19 +13,14 @@ from harness import markdown
 from harness.bandwidth import measured_bandwidth
 from harness.endings import outcome_of_exit_code
 from harness.frameworks import llama, llama_bench
-from harness.generation import COLUMNS as LLM_COLUMNS
-from harness.generation import (
-    announce,
-    attempt,
-    failed_row,
-    figure_parts,
-    figures_of,
-    next_turn,
-    plan,
-    verdicts,
-)
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import attempt
+from harness.llm.summary import verdicts
 from harness.process import UserError
+from harness.questions import figure_parts, figures_of
+from harness.sweep import failure
 from harness.windows import last_over_first
+from llama2_test import EXPERIMENT
 
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
 EXPERTS = harness.twins.gguf.ARCHITECTURES["qwen3-30b-a3b"]._replace(
@@ -143,23 +138,22 @@ def test_context_that_does_not_fit_is_out_of_memory(tiny, monkeypatch):
         pass
 
 
-def test_plan_and_where_it_goes_on():
+def test_what_is_asked_in_order():
     assert figures_of([0, 4096], [1, 4]) == [
         "pp512", "tg128", "pp512@d4096", "tg128@d4096", "pp512@p4", "tg128@p4"
     ]  # fmt: skip
     assert figure_parts("How?") is None and figure_parts("tg128@d4096") == ("tg128", 4096, 1)
-    options = Namespace(bench_repetitions=1, num_questions=1, num_times_per_question=2)
-    turns = plan(options, ["How?", "Why?"])
-    assert turns == [("pp512", 1), ("tg128", 1), ("How?", 1), ("How?", 2)]
-    assert next_turn(turns, []) == ("pp512", 1)
-    assert next_turn(turns, [{"question": "tg128", "question_iter": 1}]) == ("How?", 1)
+    options = Namespace(bench_repetitions=1, num_times_per_question=2, questions=["How?"],
+                        depths=[0], parallel=[1])  # fmt: skip
+    points = [tuple(point.values()) for point in EXPERIMENT.points(options)]
+    assert points == [("pp512", 1), ("tg128", 1), ("How?", 1), ("How?", 2)]
 
 
 def test_a_turn_that_fails_is_a_row():
     def too_large():
         raise MemoryError("no room")
 
-    row = attempt(("tg128", 2), too_large)
+    row = attempt({"question": "tg128", "question_iter": 2}, too_large)
     assert (row["question"], row["question_iter"]) == ("tg128", 2)
     assert (row["status"], row["error"]) == ("out_of_memory", "no room")
 
@@ -246,12 +240,12 @@ def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named,
     fake_nvml.install(monkeypatch, version=driver, start=start)
     said = ["load_tensors: done", "free(): invalid pointer"]
     facts = {"framework": "llama-cpp-python 0.3.36, CUDA 13.0.96"}
-    row = failed_row(outcome_of_exit_code(-signal.SIGABRT, said), facts, ("pp512", 1))
+    row = failure(outcome_of_exit_code(-signal.SIGABRT, said), facts)
     assert row["error"] == (
         "ended by SIGABRT (free(): invalid pointer: a library freed what is not its own; try "
         "another build of it, or another driver); llama-cpp-python 0.3.36, CUDA 13.0.96" + named
     )
-    row = failed_row(outcome_of_exit_code(-signal.SIGSEGV, []), facts, ("pp512", 1))
+    row = failure(outcome_of_exit_code(-signal.SIGSEGV, []), facts)
     assert row["error"] == "ended by SIGSEGV"
 
 
@@ -259,13 +253,8 @@ def test_a_library_that_broke_the_process_is_named_with_its_build(driver, named,
 def test_a_build_for_the_processor_beside_a_card_is_noted(cards, said, monkeypatch, capsys):
     fake_nvml.install(monkeypatch, *cards)
     monkeypatch.setattr("platform.system", lambda: "Linux")
-    facts = dict.fromkeys(
-        ("model", "data", "quantization", "framework", "machine", "layers", "layers_on_gpu")
-    )
-    facts |= {"device": "cpu", "other_load_percent": 0.0, "other_benchmark_running": False}
-    options = Namespace(device="auto", n_gpu_layers=-1, busiest=None, num_questions=1,
-                        num_times_per_question=1, max_tokens=1)  # fmt: skip
-    announce(facts, options)
+    facts = dict.fromkeys(("layers", "layers_on_gpu"))
+    llama.tell_where(facts | {"device": "cpu"}, Namespace(device="auto", n_gpu_layers=-1))
     assert ("although there is a GPU" in capsys.readouterr().out) is said
 
 

@@ -8,6 +8,7 @@ import gguf
 import pytest
 
 import harness.twins.gguf
+import utils
 from harness import gguf_file
 from harness.frameworks import llama, llama_bench, llama_text
 from harness.process import UsageError, UserError
@@ -195,12 +196,12 @@ def test_model_without_a_beginning_of_sequence(model, monkeypatch):
 def test_questions_of_a_file(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("\ufeffWhat is a fjord?\n\n  Why is it deep?  \r\nWhat is a fjord?\n", "utf-8")
-    assert questions_to_ask(file, None) == ["What is a fjord?", "Why is it deep?"]
+    assert questions_to_ask(file, "all") == ["What is a fjord?", "Why is it deep?"]
     assert questions_to_ask(None, 2) == QUESTIONS[:2]
     with pytest.raises(UsageError, match="--num_questions=3: there are 2"):
         questions_to_ask(file, 3)
     with pytest.raises(UsageError, match="--questions_file"):
-        questions_to_ask(tmp_path, None)
+        questions_to_ask(tmp_path, "all")
 
 
 def test_gpus_share_a_model_as_asked(model, monkeypatch):
@@ -239,7 +240,7 @@ def test_the_device_asked_for_is_the_one(device, layers, mode, card, model, monk
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", lambda _, p: given.append(p))
     monkeypatch.setattr(sys, "argv", ["llama2_test.py", f"--device={device}"])
-    options = llama2_test.parse_arguments()
+    options = utils.parse_arguments(llama2_test.EXPERIMENT)
     options.model_path = model
     with pytest.raises(UserError):
         llama.load(options)
@@ -263,5 +264,5 @@ def test_one_card_is_shared_with_none(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "argv", ["llama2_test.py", "--device=cuda:1", "--split_mode=row"])
     with pytest.raises(SystemExit, match="2"):
-        llama2_test.parse_arguments()
+        utils.parse_arguments(llama2_test.EXPERIMENT)
     assert "--device=cuda:1" in capsys.readouterr().err.splitlines()[-1]

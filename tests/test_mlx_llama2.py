@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 import mlx_test_llama2 as script
 import utils
 from harness.frameworks import mlx, mlx_lm
-from harness.questions import QUESTIONS
+from harness.questions import QUESTIONS, SAMPLING
 from harness.twins.gguf import ARCHITECTURES, Architecture
 from harness.twins.mlx_llama import config, ensure_twin, tensors, weights_size
 from reporting.tables import load_results
@@ -132,7 +132,7 @@ def test_tokens_are_those_that_mlx_lm_generates(loaded):
     assert row["answer_token_len"] == 12  # random weights do not end a sequence
     assert row["prompt_token_len"] == len(mlx_lm.prompt_tokens(tokenizer, QUESTIONS[0]))
     mx.random.seed(1)
-    sampler = library.sample_utils.make_sampler(0.8, **mlx_lm.SAMPLER)
+    sampler = library.sample_utils.make_sampler(0.8, **SAMPLING)
     prompt = mlx_lm.prompt_tokens(tokenizer, QUESTIONS[0])
     text = library.generate(model, tokenizer, prompt, max_tokens=12, sampler=sampler)
     assert row["answer"] == text and row["answer_char_len"] == len(text)

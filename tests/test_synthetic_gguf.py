@@ -9,8 +9,7 @@ import pytest
 import harness.twins.gguf
 import utils
 from harness.frameworks.llama import capture_log
-from harness.frameworks.llama_text import LLAMA2_PROMPT
-from harness.questions import QUESTIONS
+from harness.questions import LLAMA2_PROMPT, QUESTIONS
 
 TINY = harness.twins.gguf.Architecture("tiny.Q4_0", 2, 256, 512, 4, 2, 4096, 2048, 1e-6)
 EIGHT_B = harness.twins.gguf.ARCHITECTURES["llama-3.1-8b"]

@@ -10,7 +10,7 @@ import result_files as files
 import compare_results
 from harness import PROJECT_VERSION
 from harness.columns import COLUMNS
-from harness.generation import COLUMNS as LLM_COLUMNS
+from harness.llm.experiment import COLUMNS as LLM_COLUMNS
 from harness.process import UserError
 from harness.results import append_row, read_rows
 from harness.results import write_rows as write_csv

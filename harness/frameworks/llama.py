@@ -23,26 +23,12 @@ from harness import gguf_file
 from harness.device import Device
 from harness.energy import EnergyMeter, energy_meter
 from harness.frameworks import llama_log
+from harness.nvidia import has_card
 from harness.process import UsageError, UserError
 from harness.system import text_of
 from harness.twins.gguf import SYNTHETIC_KEY
 
-SHARED_OPTIONS = (
-    "max_tokens",
-    "n_ctx",
-    "n_gpu_layers",
-    "split_mode",
-    "tensor_split",
-    "n_threads",
-    "flash_attn",
-    "seed",
-    "temperature",
-    "system_prompt",
-    "thermal_protocol",
-    "other_load_percent",
-    "other_benchmark_running",
-    "environment",
-)
+SHARED_OPTIONS = ("n_threads", "seed", "temperature", "system_prompt")
 # How several GPUs share a model, as llama.cpp numbers it (LLAMA_SPLIT_MODE_... of llama.h).
 SPLIT_MODES = {"layer": 1, "none": 0, "row": 2, "tensor": 3}
 DEVICE_NAMES = {"mps": "metal"}  # of --device, as llama.cpp's log has them
@@ -235,15 +221,28 @@ def failure(what: str, log: str) -> Exception:
 
 
 def facts(llm: Llm, options) -> dict:
-    """The columns that every row shares."""
-    shared = {
+    """The columns that every row shares, beside those of the flags that change what is measured."""
+    return {
         **{name: getattr(options, name) for name in SHARED_OPTIONS},
+        "questions_file": options.questions_file and options.questions_file.name,
         **machine_columns(llama_log.parse_offload(llm.log)),
         "weights_on_gpu_gb": llama_log.buffers(llm.log, "model", on_gpu=True) / 1e9,
         **model_columns(llm, options.model_path),
     }
-    shared["machine"] = options.machine_name or shared["machine"]
-    return shared
+
+
+def tell_where(facts: dict, options) -> None:
+    """Print where the weights are, and that a GPU goes unused for want of another build."""
+    if facts["layers"]:
+        gigabytes = f"{facts['weights_on_gpu_gb']:.2f} of {facts['weights_gb']:.2f} GB"
+        print(f"{facts['layers_on_gpu']} of {facts['layers']} layers on the GPU ({gigabytes})")
+    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    wanted = options.device == "auto" and options.n_gpu_layers
+    if facts["device"] == "cpu" and wanted and (apple or has_card()):
+        print(
+            "Note: this build of llama-cpp-python computes on the CPU, although there is a GPU; "
+            "see the README for how to install it with Metal or CUDA"
+        )
 
 
 def machine_columns(offload: llama_log.Offload) -> dict:

@@ -23,37 +23,36 @@ from harness.frameworks.llama import (
     parts_of,
     peak_memory_gb,
 )
-from harness.generation import attempt, figure_parts, soaked
+from harness.llm.experiment import attempt, soaked
+from harness.questions import GENERATION, PP_TOKENS, PROMPT, TG_TOKENS, figure_parts
 from harness.stopwatch import stopwatch, watched_columns
-
-PP_TOKENS, TG_TOKENS = 512, 128
 
 
 def context_size(figure: str) -> tuple[int, int]:
     """Tokens of every sequence, and sequences, of the context that a figure is measured in."""
     test, depth, parallel = figure_parts(figure)
-    return depth + (PP_TOKENS if test == "pp512" else TG_TOKENS), parallel
+    return depth + (PP_TOKENS if test == PROMPT else TG_TOKENS), parallel
 
 
-def rows(llm: Llm, turns: list[tuple[str, int]], states: dict, options, meter) -> Iterator[dict]:
+def rows(llm: Llm, points: list[dict], states: dict, options, meter) -> Iterator[dict]:
     """A row for every repetition of one figure.
 
     Raises:
         MemoryError: there is no room for the context.
         RuntimeError: llama.cpp refuses it for another reason.
     """
-    figure, _ = turns[0]
+    figure = points[0]["question"]
     with open_context(llm, options, *context_size(figure)) as context:
         prepare(context, figure, states)
-        for turn in turns:
-            yield attempt(turn, functools.partial(measure, context, figure, states, meter))
+        for point in points:
+            yield attempt(point, functools.partial(measure, context, figure, states, meter))
 
 
 def soak(llm: Llm, options) -> dict:
     """Columns of what is measured once generating has become steady."""
-    with open_context(llm, options, *context_size("tg128")) as context:
-        prepare(context, "tg128", {})
-        return soaked(functools.partial(measure, context, "tg128", {}))
+    with open_context(llm, options, *context_size(GENERATION)) as context:
+        prepare(context, GENERATION, {})
+        return soaked(functools.partial(measure, context, GENERATION, {}))
 
 
 def prepare(context: Context, figure: str, states: dict) -> None:
@@ -100,7 +99,7 @@ def measure(context: Context, figure: str, states: dict, meter=None) -> dict:
     steps = steps_of(context, test, depth, parallel)
     with stopwatch(meter) as watch:
         evaluate(context, steps)
-    tokens = parallel * (PP_TOKENS if test == "pp512" else TG_TOKENS)
+    tokens = parallel * (PP_TOKENS if test == PROMPT else TG_TOKENS)
     speed = tokens / watch["total_time"]
     row = {
         **watched_columns(watch, tokens),
@@ -109,7 +108,7 @@ def measure(context: Context, figure: str, states: dict, meter=None) -> dict:
         "parallel": parallel,
         "peak_memory_gb": peak_memory_gb(context),
     }
-    if test == "pp512":
+    if test == PROMPT:
         first = {"time_to_first_token": watch["total_time"]} if parallel > 1 else {}
         return row | first | {"prompt_token_len": tokens, "prompt_tokens_per_second": speed}
     read = gb_per_step(context, depth + TG_TOKENS / 2, parallel)
@@ -132,7 +131,7 @@ def restore(context: Context, state) -> None:
 
 def steps_of(context: Context, test: str, depth: int, parallel: int) -> list[list]:
     """The batches of a figure in steps: the device is waited for at the end of each step."""
-    if test == "pp512":
+    if test == PROMPT:
         sequences = [tokens_of(context, PP_TOKENS) for _ in range(parallel)]
         placed = [
             (token, depth + place, number, place == PP_TOKENS - 1)

@@ -25,16 +25,13 @@ from harness.frameworks.llama import (
     parts_of,
     peak_memory_gb,
 )
-from harness.generation import attempt
+from harness.llm.experiment import attempt, print_piece
 from harness.process import UsageError, UserError
-from harness.questions import in_chat_format
+from harness.questions import LLAMA2_PROMPT, SAMPLING, WARM_UP_TOKENS, in_chat_format
 from harness.stopwatch import stopwatch, watched_columns
 from harness.windows import last_over_first
 
-LLAMA2_PROMPT = "[INST] {} [/INST]"
 LLAMA2_SYSTEM = "<<SYS>>\n{}\n<</SYS>>\n\n{}"
-WARM_UP_TOKENS = 16
-TOP_K, TOP_P, MIN_P = 40, 0.95, 0.05  # llama.cpp's own defaults
 
 
 # Tokens
@@ -125,9 +122,9 @@ def new_sampler(seed: int, temperature: float) -> Iterator[int]:
         steps = [llama_cpp.llama_sampler_init_greedy()]
     else:
         steps = [
-            llama_cpp.llama_sampler_init_top_k(TOP_K),
-            llama_cpp.llama_sampler_init_top_p(TOP_P, 1),
-            llama_cpp.llama_sampler_init_min_p(MIN_P, 1),
+            llama_cpp.llama_sampler_init_top_k(SAMPLING["top_k"]),
+            llama_cpp.llama_sampler_init_top_p(SAMPLING["top_p"], 1),
+            llama_cpp.llama_sampler_init_min_p(SAMPLING["min_p"], 1),
             llama_cpp.llama_sampler_init_temp(temperature),
             llama_cpp.llama_sampler_init_dist(seed),
         ]
@@ -140,7 +137,7 @@ def new_sampler(seed: int, temperature: float) -> Iterator[int]:
 
 
 def rows(
-    llm: Llm, turns: list[tuple[str, int]], prompts: dict[str, list[int]], options, meter
+    llm: Llm, points: list[dict], prompts: dict[str, list[int]], options, meter
 ) -> Iterator[dict]:
     """A row for every answer, after a short one that is not counted.
 
@@ -152,12 +149,14 @@ def rows(
     show = print_piece if options.stream_output else None
     sampling = options.seed, options.temperature
     with open_context(llm, options, options.n_ctx) as context:
-        generate(context, prompts[turns[0][0]], min(WARM_UP_TOKENS, options.max_tokens), *sampling)
-        for turn in turns:
+        first = prompts[points[0]["question"]]
+        generate(context, first, min(WARM_UP_TOKENS, options.max_tokens), *sampling)
+        for point in points:
+            question = point["question"]
             if show:
-                show(f"\n\n{turn[0]}\n")
-            asked = context, prompts[turn[0]], options.max_tokens, *sampling, meter, show
-            row = attempt(turn, functools.partial(generate, *asked))
+                show(f"\n\n{question}\n")
+            asked = context, prompts[question], options.max_tokens, *sampling, meter, show
+            row = attempt(point, functools.partial(generate, *asked))
             if row.get("tokens_per_second"):
                 speeds.append(row["tokens_per_second"])
             yield row | {"sustained_ratio": last_over_first(speeds, sum)}
@@ -254,7 +253,3 @@ def continuation(context: Context, tokens: list[int], sampler: int, ends: bool) 
 
 def per_second(count: int, milliseconds: float) -> float | None:
     return 1000 * count / milliseconds if milliseconds else None
-
-
-def print_piece(text: str) -> None:
-    print(text, end="", flush=True)

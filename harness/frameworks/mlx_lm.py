@@ -13,22 +13,14 @@ import mlx.core as mx
 
 from harness.device import Device
 from harness.process import UsageError, UserError
-from harness.questions import in_chat_format
-from harness.twins.mlx_llama import SYNTHETIC_KEY
-
-SHARED_OPTIONS = (
-    "max_tokens",
-    "seed",
-    "temperature",
-    "other_load_percent",
-    "other_benchmark_running",
-    "environment",
+from harness.questions import (
+    LLAMA2_PROMPT,
+    PP_TOKENS,
+    SAMPLING,
+    TG_TOKENS,
+    in_chat_format,
 )
-LLAMA2_PROMPT = "[INST] {} [/INST]"
-PP_TOKENS = 512  # llama-bench's standard prompt
-TG_TOKENS = 128  # and its standard generation
-# The sampler's chain of llama-cpp-python, so that both choose among the same tokens.
-SAMPLER = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}
+from harness.twins.mlx_llama import SYNTHETIC_KEY
 
 
 def load(path: Path):
@@ -47,14 +39,16 @@ def load(path: Path):
 
 
 def shared_columns(model, config: dict, device: Device, options) -> dict:
-    """The columns that every row shares."""
+    """The columns that every row shares, beside those of the flags that change what is measured."""
     import mlx_lm
     from mlx_lm.utils import get_total_parameters
 
     quantization = config.get("quantization")
     files = options.model_path.glob("*.safetensors")
-    facts = {
-        **{name: getattr(options, name) for name in SHARED_OPTIONS},
+    return {
+        "seed": options.seed,
+        "temperature": options.temperature,
+        "questions_file": options.questions_file and options.questions_file.name,
         **device.columns(f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}"),
         "model": options.model_name,
         "data": "synthetic" if SYNTHETIC_KEY in config else "real",
@@ -66,8 +60,6 @@ def shared_columns(model, config: dict, device: Device, options) -> dict:
         "layers": len(model.layers),
         "layers_on_gpu": 0 if device.type == "cpu" else len(model.layers),
     }
-    facts["machine"] = options.machine_name or facts["machine"]
-    return facts
 
 
 def prompt_tokens(tokenizer, question: str) -> list[int]:
@@ -121,7 +113,7 @@ def generate(
     from mlx_lm.sample_utils import make_sampler
 
     mx.random.seed(seed)
-    sampler = make_sampler(temperature, **SAMPLER)
+    sampler = make_sampler(temperature, **SAMPLING)
     pieces, times = [], []
     start = time.perf_counter()
     for response in responses(model, tokenizer, prompt, max_tokens, sampler):

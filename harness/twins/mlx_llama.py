@@ -12,12 +12,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.process import UserError
+from harness.process import UserError, run_in_fresh_process, value_of
+from harness.questions import LLAMA2_PROMPT
 from harness.twins.gguf import Architecture, require_room, vocabulary
 
 SYNTHETIC_KEY = "speed_test_synthetic"  # in the config.json of a twin only
 GROUP, BITS = 64, 4
-CHAT_TEMPLATE = "{{ bos_token }}[INST] {{ messages[-1]['content'] }} [/INST]"
+CHAT_TEMPLATE = "{{ bos_token }}" + LLAMA2_PROMPT.format("{{ messages[-1]['content'] }}")
 
 
 def ensure_twin(name: str, model: Architecture, text: str, folder: Path) -> Path:
@@ -37,7 +38,8 @@ def ensure_twin(name: str, model: Architecture, text: str, folder: Path) -> Path
         with FileLock(folder / f"{name}.lock"):
             if not path.exists():
                 require_room(folder, weights_size(model))
-                write_twin(path, model, text)
+                # In a process of its own: MLX keeps the memory that it has used.
+                value_of(run_in_fresh_process(write_twin, path, model, text))
     except OSError as error:
         raise UserError(f"--data_dir: {path} cannot be written ({error.strerror})") from None
     return path

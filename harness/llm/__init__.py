@@ -1,0 +1,1 @@
+"""Language models: what their experiments have in common."""
