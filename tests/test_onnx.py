@@ -379,7 +379,7 @@ def write_rows(folder, rows):
         started_at="2026-11-25T18:00:00+00:00", placement="",
     )  # fmt: skip
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, script.EXPERIMENT.columns, restval="")
+        writer = csv.DictWriter(file, script.EXPERIMENT.header, restval="")
         writer.writeheader()
         writer.writerows(shared | row for row in rows)
     return load_results(folder)
