@@ -189,10 +189,10 @@ def sweep(experiment: Experiment, prepare: Callable, measure: Callable) -> None:
         path = experiment.results_path(options.results_dir, facts["machine"], facts.get("model"))
         require_saving(path)
         _, saved = read_rows(path)
-        facts["other_load_percent"], busiest = other_load()
+        load, busiest = other_load()
         facts["other_benchmark_running"] = not alone
         facts["environment"] = environment
-        announce(experiment, options, facts, busiest)
+        announce(experiment, options, facts, load, busiest)
         if getattr(options, "find_max_batch_size", False):
             options.batch_sizes = [find_max_batch_size(experiment, options, facts, measure)]
         measure_all(experiment, options, facts, measure, saved, keep, first)

@@ -1,24 +1,20 @@
-"""Times one answer of a language model, and sees what it cost and what disturbed it meanwhile."""
+"""Times one answer of a language model, and what it cost."""
 
 import contextlib
 import time
 from collections.abc import Iterator
-
-from harness.disturbance import Times, other_load_percent
 
 
 @contextlib.contextmanager
 def stopwatch(meter=None) -> Iterator[dict]:
     """Times the block; what it saw is in the yielded dictionary once the block has ended.
 
-    Keys: `total_time` (seconds), `other_load_percent` (what other programs took of the cores; None
-    over too short a time), and `joules` where a meter tells.
+    Keys: `total_time` (seconds), and `joules` where a meter tells.
 
     Args:
         meter: a `harness.energy.EnergyMeter` of the device, or None.
     """
     seen = {}
-    before = Times.now()
     if meter:
         meter.begin()
     start = time.perf_counter()
@@ -26,7 +22,6 @@ def stopwatch(meter=None) -> Iterator[dict]:
     seconds = time.perf_counter() - start
     if meter:
         seen["joules"] = meter.end()
-    seen["other_load_percent"] = other_load_percent(Times.now().since(before))
     seen["total_time"] = seconds
 
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from harness.awake import Pauses
 from harness.clock import SUSPENDED
-from harness.disturbance import Times, other_load_percent
 from harness.endings import BROKEN_HEAP
 from harness.experiment import Experiment
 from harness.nvidia import driver_version
@@ -179,13 +178,12 @@ class Meanwhile:
 
     def begin(self) -> None:
         self.started = datetime.now(UTC)
-        self.swapped, self.before = swapped_out(), Times.now()
+        self.swapped = swapped_out()
 
     def columns(self) -> dict:
         """Columns of the time since the last ones; those that are not known are left out."""
         found = {
             "started_at": self.started.isoformat(timespec="seconds"),
-            "other_load_percent": other_load_percent(Times.now().since(self.before)),
             "disturbance": SUSPENDED if self.pauses.since_last() else None,
             "swap_written_gb": written_gb(self.swapped, swapped_out()),
         }
@@ -213,7 +211,6 @@ def measure_points(
         point = left.pop(0) if left else points[-1]
         while left and any(columns.get(name, value) != value for name, value in point.items()):
             point = left.pop(0)  # the row before stands for it
-        # Of all that the process did; a clock knows these of the time that it measured.
         seen = {n: value for n, value in meanwhile.columns().items() if n in experiment.columns}
         keep({**facts_of(point, facts), **seen, "status": "ok", **columns})
         if left:

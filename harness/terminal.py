@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def announce(experiment, options, facts: dict, busiest: str | None) -> None:
+def announce(experiment, options, facts: dict, load: float, busiest: str | None) -> None:
     """What will run, on which machine; and what on this machine will disturb the numbers."""
     walked = [(v.flag.replace("_", " "), getattr(options, v.flag)) for v in experiment.varied]
     lists = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in walked)
@@ -86,16 +86,17 @@ def announce(experiment, options, facts: dict, busiest: str | None) -> None:
     count = getattr(options, "epochs", None)
     epochs = f"; {count} epoch{'s' * (count > 1)} each" if count else ""
     print(f"{lists or f'{len(experiment.points(options))} rows'}{epochs}{repeats}")
-    for note in disturbances(facts, busiest):
+    for note in disturbances(facts, load, busiest):
         print(f"Note: {note}")
     print(end="", flush=True)
 
 
-def disturbances(facts: dict, busiest: str | None) -> list[str]:
+def disturbances(facts: dict, load: float, busiest: str | None) -> list[str]:
     """Plain sentences on what slows the machine down before anything is measured.
 
     Args:
-        busiest: name of the other program that computes most.
+        load: percent of the processor that other programs have.
+        busiest: name of the one that computes most.
     """
     found = []
     power = facts.get("power") or ""
@@ -110,7 +111,6 @@ def disturbances(facts: dict, busiest: str | None) -> list[str]:
         )
     if note := thread_note(facts):
         found.append(note)
-    load = facts["other_load_percent"]
     if load > 20:
         most = f", most of all {busiest}" if busiest else ""
         found.append(f"other programs keep the processor {load:.0f} % busy{most}: close them")

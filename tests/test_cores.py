@@ -201,14 +201,14 @@ def test_inherited_threads_are_recorded_and_said(monkeypatch):
 
     assert pytorch.facts(torch.device("cpu"))["threads"] == torch.get_num_threads()
     monkeypatch.setattr(harness.cores, "performance_cores", lambda: 8)
-    facts = {"threads": 1, "other_load_percent": 0.0, "other_benchmark_running": False}
+    facts = {"threads": 1, "other_benchmark_running": False}
     for name in harness.cores.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert disturbances(facts, None) == []
+    assert disturbances(facts, 0.0, None) == []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (note,) = disturbances(facts, None)
+    (note,) = disturbances(facts, 0.0, None)
     assert "1 of 8 cores" in note and "OMP_NUM_THREADS=1" in note
-    assert disturbances(facts | {"threads": 8}, None) == []
+    assert disturbances(facts | {"threads": 8}, 0.0, None) == []
 
 
 def test_pytorch_computes_with_no_more_threads_than_it_may_use(monkeypatch):

@@ -244,11 +244,11 @@ def test_a_mac_is_kept_awake(tmp_path, monkeypatch):
 def test_rosetta_is_named_at_the_start(monkeypatch):
     from harness import terminal
 
-    facts = {"other_load_percent": 0.0, "other_benchmark_running": False}
+    facts = {"other_benchmark_running": False}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     for answer, said in (("1\n", True), ("0\n", False), ("", False)):
         monkeypatch.setattr(terminal, "output_of", lambda *_, answer=answer: answer)
-        notes = terminal.disturbances(facts, None)
+        notes = terminal.disturbances(facts, 0.0, None)
         assert any("Rosetta" in note for note in notes) is said
 
 

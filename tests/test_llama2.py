@@ -420,8 +420,9 @@ def test_resume_asks_what_has_no_good_row(model, tmp_path):
     question = QUESTIONS[0]
     assert names == [("pp512", "1"), ("tg128", "1"), (question, "1"), (question, "2")]
     # Another configuration has no row yet.
-    run(tmp_path, *asked, *once, "--resume", "--flash_attn=off")
-    assert len(rows(tmp_path)) == 7
+    for changed, count in (("--flash_attn=off", 7), ("--seed=7", 10)):
+        run(tmp_path, *asked, *once, "--resume", changed)
+        assert len(rows(tmp_path)) == count
 
 
 def test_shuffled_questions_are_the_seeds(model, tmp_path):

@@ -16,6 +16,7 @@ import harness.soak
 from harness.arguments import number_or_all, path_name, seconds, temperature, whole_number
 from harness.bandwidth import measured_bandwidth
 from harness.columns import columns_of
+from harness.disturbance import Times, other_load_percent
 from harness.endings import is_out_of_memory
 from harness.experiment import Experiment, Speed
 from harness.llm.summary import summary
@@ -53,7 +54,8 @@ class LanguageModel(Experiment):
 
     @property
     def configured(self) -> list[str]:
-        return ["question", "question_iter", *super().configured]
+        asked = ["question", "question_iter", "system_prompt", "temperature", "seed", "n_threads"]
+        return [*asked, *super().configured]
 
     def points(self, options: argparse.Namespace) -> list[dict]:
         """Each question or figure, and which repetition of it, in the order of asking."""
@@ -109,11 +111,14 @@ def settle_flags(options: argparse.Namespace) -> None:
 
 def attempt(point: dict, measure: Callable[[], dict]) -> dict:
     """The row of a point: what `measure` returns, or how it failed."""
-    began = {"started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    began = {**point, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    before = Times.now()
     try:
-        return {**point, **began, **measure()}
+        row = measure()
     except (MemoryError, RuntimeError) as error:
-        return {**point, **began, **failure(error)}
+        return began | failure(error)
+    load = other_load_percent(Times.now().since(before))
+    return began | {"other_load_percent": load} | row
 
 
 def failure(error: Exception) -> dict:
