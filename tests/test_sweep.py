@@ -231,3 +231,11 @@ def test_shuffled_order_is_the_seeds(script, tmp_path):
     run(script, tmp_path, *flags)
     sizes = [size for size, _ in statuses(tmp_path)]
     assert sizes[:3] == sizes[3:] != ["1", "2", "3"]
+
+
+def test_load_before_the_sweep_and_of_a_whole_process_is_in_no_row(script, tmp_path):
+    """Only a clock says what others took meanwhile; this stand-in has none."""
+    script.write_text(script.read_text().replace("(0.0, None)", '(77.0, "a game")'))
+    done = run(script, tmp_path, "--batch_sizes=1")
+    assert "77 % busy, most of all a game" in done.stdout
+    assert [row["other_load_percent"] for row in rows(tmp_path)] == [""]
